@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT
+ * kslab/heap.h - owns the layout of a heap, so that a kernel can place one wherever it likes.
+ * Rank: 5.  Nothing in here is an interface: use <kslab/kslab.h>.
+ *
+ * Field letters as in object_page.h; [l] is the heap lock.
+ */
+#ifndef KSLAB_HEAP_H
+#define KSLAB_HEAP_H
+
+#include <kslab/object_page.h>
+#include <kslab/port.h>
+#include <kslab/report.h>
+
+/* Size classes of a heap: multiples of 8 to 128, eight per doubling to 2048, four per doubling above. */
+#define KSLAB_CLASSES 60u
+#define KSLAB_CLASS_MAX_BYTES 16384u /* size of the last class */
+#define KSLAB_ROUTE_MAX_BYTES 2048u  /* sizes up to here are routed by one table look-up */
+
+struct kslab_heap;
+
+/* Counters a zone keeps; they cost nothing on the fast path. They wrap at 2^64. All [o]. */
+struct kslab_zone_counters {
+	uint64_t slow_allocs;   /* allocations that needed more than the cached word */
+	uint64_t slow_frees;    /* frees that left the fast path */
+	uint64_t remote_frees;  /* frees into pages of other zones */
+	uint64_t mails;         /* pages queued by this zone's remote frees */
+	uint64_t pages_made;
+	uint64_t pages_released;
+	uint64_t failures;      /* allocations that returned NULL */
+};
+
+/*
+ * Everything one CPU owns at one nesting level: the seed's ZoneAllocator inside a heap. One page on 64-bit
+ * machines. Written by its CPU at that level only, except owner.mailbox.
+ */
+struct kslab_zone {
+	struct kslab_owner owner;
+	struct kslab_heap *heap;      /* [I] */
+	struct kslab_zone *inner;     /* [o] zone of the next nesting level, made on demand */
+	uint32_t reclaim_epoch;       /* [o] last reclaim request that was served */
+	uint16_t cpu;                 /* [I] */
+	uint8_t level;                /* [I] */
+	uint8_t last_error;           /* [o] enum kslab_reason */
+	struct kslab_zone_counters counters;
+	uintptr_t reserved[(128 - 2 * sizeof(uintptr_t) - 8 - sizeof(struct kslab_zone_counters)) /
+			   sizeof(uintptr_t)];
+	struct kslab_sc sc[KSLAB_CLASSES];
+};
+
+/* Address -> descriptor. top[i] is biased: top[i] + (address >> GRAIN_SHIFT) * sizeof(pointer) is the entry. */
+struct kslab_page_map {
+	uintptr_t base;   /* [I] first address of the window */
+	size_t used;      /* [a] entries of top that are valid; only grows */
+	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
+};
+
+/*
+ * Page runs of plain memory by buddy bitmaps: for each order one bit tree, 1 = a free block. Two bits a page.
+ * All [l].
+ */
+#define KSLAB_REGION_ORDERS 32u
+struct kslab_region {
+	uintptr_t base;        /* first usable page */
+	size_t pages;          /* usable pages */
+	size_t free_pages;
+	size_t dirty_pages;    /* free pages that may hold memory (only with a purge callback) */
+	uintptr_t start, end;  /* the memory as handed in, metadata included */
+	kslab_word *dirty;     /* bit tree: free and not purged; NULL without purge callback */
+	kslab_word *order[KSLAB_REGION_ORDERS]; /* bit trees */
+	unsigned orders;
+};
+
+/* Ticket lock: fair. */
+struct kslab_lock {
+	uint32_t next, serving; /* [a] */
+};
+
+struct kslab_chunk {
+	struct kslab_chunk *next;
+	uintptr_t address;
+	size_t pages;
+	bool marked; /* the page map knows it as metadata */
+};
+
+/* Bump and free lists for metadata that never goes back while the heap lives. All [l]. */
+struct kslab_meta {
+	uintptr_t bump, bump_end;          /* rest of the newest chunk */
+	struct kslab_page *free[10];       /* descriptors by bitfield length, linked by next */
+	struct kslab_chunk *chunks;        /* every run taken for metadata */
+	size_t pages;                      /* base pages in them */
+	size_t unmarked;                   /* chunks that are not marked yet */
+};
+
+struct kslab_heap {
+	/* read by every call */
+	size_t route_limit; /* [I] entries of route that the fast path may use: 0 before init and when debugging */
+	struct kslab_zone *zone[KSLAB_CFG_CPUS]; /* [a] zone of level 0; &kslab_zone_none before online */
+	uint16_t route[KSLAB_ROUTE_MAX_BYTES / 8]; /* [I] (size - 1) / 8 -> offset of the sc in a zone */
+	struct kslab_page_map map;
+
+	/* fixed by init */
+	uint32_t state; /* 0, or KSLAB_HEAP_READY */
+	unsigned page_shift;
+	size_t page_bytes, max_page_bytes, min_align, max_pages, purge_bytes;
+	unsigned debug_level;
+	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES]; /* object page length in base pages */
+	uint8_t use_class[KSLAB_CLASSES]; /* class that serves requests of this one; KSLAB_CLASSES: none */
+	void *(*alloc_pages)(void *ctx, size_t pages);
+	void (*free_pages)(void *ctx, void *mem, size_t pages);
+	void (*purge)(void *ctx, void *mem, size_t bytes);
+	void *source_ctx;
+	kslab_report_fn report;
+	void *report_ctx;
+	bool window_placed;    /* map.base is valid */
+
+	/* shared */
+	struct kslab_lock lock;       /* [a] */
+	uint32_t reclaim_epoch;       /* [a] bumped by every reclaim request */
+	size_t retain_run;            /* [a] base pages of empty object pages that a zone keeps */
+	uint32_t run_limit;           /* [a] longest run worth asking alloc_pages for; adapts */
+	uint32_t source_depth;        /* [a] calls of alloc_pages under way */
+	uint64_t lock_acquisitions;   /* [l] */
+	size_t pages_in_use;          /* [l] base pages taken from the sources, metadata included */
+	size_t pages_peak;            /* [l] */
+	struct kslab_meta meta;
+	struct kslab_page *deferred;  /* [a] large blocks freed where the lock could not be taken */
+	struct kslab_page_list large; /* [l] live large blocks */
+	size_t large_blocks, large_pages; /* [l] */
+	struct kslab_cache *caches;   /* [l] */
+	struct kslab_heap *next_heap; /* [l] of the default heap: all heaps */
+	unsigned regions;             /* [l] */
+	struct kslab_region region[KSLAB_CFG_REGIONS];
+	uintptr_t emergency;          /* [l] chain of single base pages for KSLAB_RESERVE */
+	size_t emergency_pages, emergency_target; /* [l] */
+	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
+	struct kslab_zone *limbo;     /* [l] owns the pages of CPUs that went offline; operated under the lock */
+	size_t limbo_pages;           /* [a] object pages that limbo and parked zones hold */
+	struct kslab_zone boot_zone;  /* CPU 0, level 0 */
+} __attribute__((aligned(64)));
+
+#define KSLAB_HEAP_READY 0x6b736c62u
+
+#endif

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: MIT
+ * kslab/kslab.h - owns the public interface of the heap.
+ * Rank: 6.
+ *
+ * Contexts. "any" below means: thread, interrupt or NMI, at any instruction of any other kslab call, with no
+ * lock held by kslab. A call that may use the page source calls the kernel's callbacks with interrupts as the
+ * caller had them and no kslab lock held; in an NMI (KSLAB_PORT_IN_NMI) the callbacks are not called.
+ * CPU 0 works from kslab_init on; other CPUs after their kslab_cpu_online.
+ *
+ * Progress. Objects freed by other CPUs become usable for their owner's allocations at the owner's next slow
+ * path in that class, at its kslab_idle, kslab_reclaim or kslab_quiesce. Memory of an idle CPU stays with it
+ * until it calls one of these; it is at most the retention plus its partly used pages.
+ *
+ * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap, ...) on any.
+ */
+#ifndef KSLAB_KSLAB_H
+#define KSLAB_KSLAB_H
+
+#include <kslab/heap.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- start and end ------------------------------------------------------------------------------------ */
+
+#define KSLAB_RETAIN_NONE ((size_t)-1)
+
+/* All zero is a valid configuration but for the page source: give callbacks, or add a region. */
+struct kslab_config {
+	/*
+	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL; it may refuse every
+	 * pages > 1: single pages are enough for all sizes up to one page. A run longer than one page should be
+	 * aligned to its size (power of two); if it is not, it is used where that does no harm.
+	 * free_pages gets exactly the runs that alloc_pages returned. Either may call kslab itself.
+	 */
+	void *(*alloc_pages)(void *ctx, size_t pages);
+	void (*free_pages)(void *ctx, void *mem, size_t pages);
+	void *source_ctx;
+
+	size_t page_bytes;     /* base page: power of two >= 2^KSLAB_CFG_GRAIN_SHIFT; 0: 4096 */
+	size_t max_page_bytes; /* longest object page: power of two; 0: 64 KiB */
+	size_t min_align;      /* 8 or 16: alignment of every object of at least that size; 0: 16 on 64-bit, 8 on 32 */
+	size_t retain_bytes;   /* empty object pages a CPU keeps; 0: 512 KiB; KSLAB_RETAIN_NONE: nothing */
+	size_t max_pages;      /* quota of base pages; 0: none */
+	size_t emergency_pages; /* base pages set aside for KSLAB_RESERVE requests */
+	uintptr_t window_base; /* first address the heap can manage; 0: found from the first page */
+
+	/* Regions only: called with a free run whose contents are not needed; the run MUST read as zero after. */
+	void (*purge)(void *ctx, void *mem, size_t bytes);
+	size_t purge_bytes;    /* free memory a region may hold before purge is called; 0: 8 MiB */
+
+	kslab_report_fn report; /* NULL: the machine stops (see kslab_default_report) */
+	void *report_ctx;
+	unsigned debug_level;   /* raises KSLAB_CFG_DEBUG */
+};
+
+extern struct kslab_heap kslab_default_heap;
+
+/*
+ * kslab_init - make the heap usable on CPU 0
+ * Context: once, before any other call; CPU 0; not from an interrupt.
+ * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range; nothing changed), NO_PAGES.
+ */
+enum kslab_reason kslab_init(const struct kslab_config *config);
+enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config);
+
+/*
+ * kslab_init_region - kslab_init with defaults, on one piece of memory
+ * @mem, @bytes: any alignment; at least eight base pages. Metadata is taken from it.
+ */
+enum kslab_reason kslab_init_region(void *mem, size_t bytes);
+enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes);
+
+/*
+ * kslab_add_region - hand over more memory
+ * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
+ * Return: KSLAB_OK, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps, overlaps memory the heap
+ * holds, outside the window, no region slot left). Nothing changed then.
+ */
+enum kslab_reason kslab_add_region(void *mem, size_t bytes);
+enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes);
+
+/*
+ * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static region)
+ * Pages of the earlier source are given to the new free_pages. Regions are used first.
+ */
+enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
+					void (*free_pages)(void *, void *, size_t), void *ctx);
+enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap, void *(*alloc_pages)(void *, size_t),
+					     void (*free_pages)(void *, void *, size_t), void *ctx);
+
+/*
+ * kslab_fini - end the heap and give every page back, metadata included
+ * Context: nobody else uses the heap. Return: KSLAB_OK, or BAD_ARGUMENT after fault LIVE_OBJECTS.
+ */
+enum kslab_reason kslab_fini(void);
+enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
+
+/*
+ * kslab_cpu_online - make this CPU able to allocate from its own pages
+ * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
+ * Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it runs on, online already);
+ * NO_PAGES.
+ */
+enum kslab_reason kslab_cpu_online(unsigned cpu);
+enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
+
+/*
+ * kslab_cpu_offline - hand the pages of a CPU to the others
+ * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile. CPU 0 stays.
+ */
+enum kslab_reason kslab_cpu_offline(unsigned cpu);
+enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
+
+/* ---- allocate and free -------------------------------------------------------------------------------- */
+
+#define KSLAB_ZERO (1u << 0)    /* all usable bytes are zero */
+#define KSLAB_NOWAIT (1u << 1)  /* the callbacks are not called; regions are */
+#define KSLAB_RESERVE (1u << 2) /* the emergency pages may be used */
+
+/*
+ * kslab_malloc - allocate n bytes
+ * @n: 0 .. ; 0 gives a distinct object of the smallest size.
+ * The object is aligned to config.min_align if n is at least that; to n if n is a power of two up to a base
+ * page; to a base page above. It does not cross a page boundary if n is at most a page and a power of two.
+ * Context: any. Complexity: O(1), about 20 instructions; when the cached word is used up O(words of a page),
+ * or the page source. Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
+ */
+void *kslab_malloc(size_t n);
+void *kslab_heap_malloc(struct kslab_heap *heap, size_t n);
+
+/* As kslab_malloc; the first n bytes are zero. */
+void *kslab_zalloc(size_t n);
+void *kslab_heap_zalloc(struct kslab_heap *heap, size_t n);
+
+/* Zeroed array; count * size is checked (OVERFLOW). */
+void *kslab_calloc(size_t count, size_t size);
+void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size);
+
+/*
+ * kslab_realloc - change the size of an object
+ * In place where the class or the page run allows. NULL p: allocates; n = 0: frees and returns NULL.
+ * On failure p stays valid and unchanged. Keeps natural alignment of power-of-two sizes, not aligned_alloc's.
+ */
+void *kslab_realloc(void *p, size_t n);
+void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n);
+
+/* As kslab_realloc for count * size, checked (OVERFLOW). */
+void *kslab_reallocarray(void *p, size_t count, size_t size);
+void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size);
+
+/* align: any power of two, beyond a page too. Fails with BAD_ALIGNMENT if it is 0 or not a power of two. */
+void *kslab_aligned_alloc(size_t align, size_t n);
+void *kslab_heap_aligned_alloc(struct kslab_heap *heap, size_t align, size_t n);
+
+/* The general form; flags of KSLAB_ZERO, KSLAB_NOWAIT, KSLAB_RESERVE. */
+void *kslab_alloc(size_t n, size_t align, unsigned flags);
+void *kslab_heap_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags);
+
+/*
+ * kslab_free - free an object
+ * @p: NULL does nothing. Anything that is not a live object is refused and reported; the heap is unchanged.
+ * Context: any CPU, any context; never calls the page source's alloc; takes no lock unless a page goes back.
+ * Complexity: O(1), about 35 instructions; on another CPU's object one atomic operation.
+ */
+void kslab_free(void *p);
+void kslab_heap_free(struct kslab_heap *heap, void *p);
+
+/* As kslab_free, and n (and align) MUST lead to the object's class, else fault WRONG_SIZE and nothing freed. */
+void kslab_free_sized(void *p, size_t n);
+void kslab_heap_free_sized(struct kslab_heap *heap, void *p, size_t n);
+void kslab_free_aligned_sized(void *p, size_t align, size_t n);
+void kslab_heap_free_aligned_sized(struct kslab_heap *heap, void *p, size_t align, size_t n);
+
+/* Bytes that may be used; 0 for NULL, and (with a fault) for anything that is not a live object. */
+size_t kslab_usable_size(const void *p);
+size_t kslab_heap_usable_size(struct kslab_heap *heap, const void *p);
+
+/* Usable size that a request of n bytes would get; 0 if it is too large. */
+size_t kslab_good_size(size_t n);
+size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n);
+
+/* Up to count objects of n bytes into out[]. Return: how many; fewer only if memory is out. */
+size_t kslab_malloc_bulk(size_t n, size_t count, void *out[]);
+size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, void *out[]);
+
+/* Frees each; one that is refused is reported, the others are freed. */
+void kslab_free_bulk(size_t count, void *const ptrs[]);
+void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptrs[]);
+
+/* Why this CPU's last failing call failed. Not reset by success. */
+enum kslab_reason kslab_last_error(void);
+enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap);
+
+/* ---- memory pressure ---------------------------------------------------------------------------------- */
+
+/*
+ * kslab_reserve - make sure that `count` allocations of n bytes on this CPU need no page source
+ * Return: true if so. The pages stay until they are used or reclaimed.
+ */
+bool kslab_reserve(size_t n, size_t count);
+bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
+
+/*
+ * kslab_reclaim - give back up to `pages` base pages that hold no live object
+ * Takes from this CPU now; asks the other CPUs, which serve it at their next slow path or kslab_idle.
+ * Return: base pages given back by this call. Complexity: O(pages of this CPU).
+ */
+size_t kslab_reclaim(size_t pages);
+size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
+
+/* For an idle loop: takes in what others freed, serves reclaim requests. O(pages mailed). */
+void kslab_idle(void);
+void kslab_heap_idle(struct kslab_heap *heap);
+
+/*
+ * kslab_quiesce - take in every remote free on pages of this CPU
+ * Return: true if nothing is pending on any CPU (others that are busy or hold mail: false; let them idle).
+ */
+bool kslab_quiesce(void);
+bool kslab_heap_quiesce(struct kslab_heap *heap);
+
+/* Bytes of empty object pages each CPU keeps from now on; 0 allowed. */
+void kslab_set_retention(size_t bytes);
+void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes);
+
+/* ---- object caches ------------------------------------------------------------------------------------ */
+
+/*
+ * A cache of constructed objects of one type. The constructor runs once for each slot when its page is made;
+ * an object is to be freed in its constructed state, and is handed out again as it was.
+ */
+struct kslab_cache {
+	struct kslab_heap *heap;
+	const char *name;
+	size_t size, align;          /* as asked */
+	uint32_t slot_bytes;
+	uint16_t min_run, max_run;
+	void (*constructor)(void *object, void *ctx);
+	void *ctx;
+	struct kslab_cache *next;
+	struct kslab_cache_zone *zones[KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS]; /* [a] made on demand */
+};
+
+/*
+ * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0: min_align.
+ * @constructor may be NULL. @name MUST live as long as the cache.
+ */
+enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size, size_t align,
+				   void (*constructor)(void *object, void *ctx), void *ctx);
+enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_cache *cache, const char *name,
+					size_t size, size_t align, void (*constructor)(void *, void *),
+					void *ctx);
+
+/*
+ * kslab_cache_destroy - give all pages back
+ * Refused with BAD_ARGUMENT after fault LIVE_OBJECTS (count, first object) if any object is live.
+ * Context: nobody else uses the cache.
+ */
+enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache);
+/* The same, but live objects are lost with it. Return: how many there were. */
+size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
+
+void *kslab_cache_alloc(struct kslab_cache *cache); /* as kslab_malloc */
+void kslab_cache_free(struct kslab_cache *cache, void *object); /* as kslab_free; fault WRONG_CACHE */
+bool kslab_cache_reserve(struct kslab_cache *cache, size_t count); /* as kslab_reserve */
+
+/* ---- observers ---------------------------------------------------------------------------------------- */
+
+struct kslab_stats {
+	size_t page_bytes;
+	size_t pages_in_use;    /* base pages taken from the page source, metadata included */
+	size_t pages_peak;
+	size_t metadata_pages;  /* thereof descriptors, map, zones */
+	size_t large_pages;     /* thereof in large blocks */
+	size_t empty_pages;     /* thereof in empty object pages */
+	size_t object_bytes;    /* live objects of the size classes and caches, slot sizes */
+	size_t live_objects;
+	size_t large_blocks;
+	uint64_t lock_acquisitions;
+	struct kslab_zone_counters counters; /* sum over all zones */
+	unsigned cpus_online;
+};
+
+struct kslab_class_stats {
+	size_t size;         /* slot size */
+	size_t live;         /* objects */
+	size_t slots;
+	size_t object_pages;
+	size_t base_pages;
+	size_t empty_pages;  /* base pages in empty object pages */
+	size_t waste_bytes;  /* bytes of these pages in no slot, and their descriptors */
+};
+
+/* Context: any, on a quiet heap; while others run the figures are only near. Complexity: O(pages). */
+void kslab_stats(struct kslab_stats *out);
+void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out);
+/* Return: false when index is past the last class. */
+bool kslab_class_stats(unsigned index, struct kslab_class_stats *out);
+bool kslab_heap_class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out);
+
+/* slabinfo as an aligned table, character by character. */
+void kslab_print(void (*putc)(void *ctx, char c), void *ctx);
+void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), void *ctx);
+
+struct kslab_check_result {
+	size_t errors;          /* contradictions found */
+	const char *what;       /* the first one */
+	const void *page;       /* where: first byte of the page, or NULL */
+	const struct kslab_page *descriptor;
+	size_t object_pages, live_objects, free_objects, large_blocks; /* what was looked at */
+};
+
+/*
+ * kslab_check - look at all lists, counts, states, bitfields and map entries
+ * Context: a quiet heap (remote frees may go on). Changes nothing, reports nothing by itself.
+ * Return: true if all is well. out may be NULL. Complexity: O(pages).
+ */
+bool kslab_check(struct kslab_check_result *out);
+bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out);
+
+/* Every live object; stops when fn returns false. fn MUST not allocate or free. Return: objects seen. */
+size_t kslab_walk(bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx);
+size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx);
+
+/*
+ * kslab_default_report - what NULL in config.report means: stops the machine (__builtin_trap)
+ */
+void kslab_default_report(void *ctx, const struct kslab_report *report);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

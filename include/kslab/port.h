@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT
+ * kslab/port.h - owns the contract with the kernel: everything that kslab needs from outside.
+ * Rank: 0.
+ *
+ * With one CPU and no interrupt that preempts a page-source call, nothing has to be written. Otherwise define
+ * the macros below in the header named by KSLAB_CFG_HEADER (they are inlined into the fast path), or leave them
+ * alone and write the functions of the same lower-case name.
+ *
+ *   KSLAB_PORT_CPU()              number of this CPU, 0 .. KSLAB_CFG_CPUS - 1. MUST not change between
+ *                                 KSLAB_PORT_PIN and KSLAB_PORT_UNPIN. Called on every call: make it cheap.
+ *   KSLAB_PORT_PIN()              keeps the thread on its CPU and unpreempted until UNPIN; empty in a kernel
+ *   KSLAB_PORT_UNPIN()            that never preempts kernel code.
+ *   KSLAB_PORT_IRQ_SAVE()         masks interrupts on this CPU, returns what RESTORE needs (uintptr_t).
+ *   KSLAB_PORT_IRQ_RESTORE(s)     slow paths only, for a bounded time; never round a callback.
+ *   KSLAB_PORT_IN_NMI()           nonzero where a lock may only be tried (an NMI, a machine check).
+ *   KSLAB_PORT_RELAX()            a hint inside spin loops.
+ *
+ * Also expected from the kernel, because compilers expect them: memcpy, memset, memmove, memcmp.
+ */
+#ifndef KSLAB_PORT_H
+#define KSLAB_PORT_H
+
+#include <kslab/config.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef KSLAB_PORT_CPU
+#if KSLAB_CFG_CPUS == 1
+#define KSLAB_PORT_CPU() 0u
+#else
+unsigned kslab_port_cpu(void);
+#define KSLAB_PORT_CPU() kslab_port_cpu()
+#endif
+#endif
+
+#ifndef KSLAB_PORT_PIN
+#define KSLAB_PORT_PIN() ((void)0)
+#define KSLAB_PORT_UNPIN() ((void)0)
+#endif
+
+#ifndef KSLAB_PORT_IRQ_SAVE
+#if KSLAB_CFG_CPUS == 1
+#define KSLAB_PORT_IRQ_SAVE() ((uintptr_t)0)
+#define KSLAB_PORT_IRQ_RESTORE(state) ((void)(state))
+#else
+uintptr_t kslab_port_irq_save(void);
+void kslab_port_irq_restore(uintptr_t state);
+#define KSLAB_PORT_IRQ_SAVE() kslab_port_irq_save()
+#define KSLAB_PORT_IRQ_RESTORE(state) kslab_port_irq_restore(state)
+#endif
+#endif
+
+#ifndef KSLAB_PORT_IN_NMI
+#define KSLAB_PORT_IN_NMI() 0
+#endif
+
+#ifndef KSLAB_PORT_RELAX
+#if defined(__x86_64__) || defined(__i386__)
+#define KSLAB_PORT_RELAX() __asm__ volatile("pause" ::: "memory")
+#else
+#define KSLAB_PORT_RELAX() __asm__ volatile("" ::: "memory")
+#endif
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT
+ * bitfield.h - owns trees of bits: find the lowest set bit of millions in a few steps.
+ * Rank: 1.  Runs anywhere; the caller serialises.
+ * Source: own; the idea is that of van Emde Boas trees with machine-word fan-out.
+ *
+ * Level 0 holds the bits. A bit of level k + 1 says that a word of level k is not zero; the last level is one
+ * word. The levels lie behind one another:
+ *
+ *     [ level 0: ceil(n/64) words ][ level 1: ceil(./64) words ] ... [ 1 word ]
+ */
+#ifndef KSLAB_BITFIELD_H
+#define KSLAB_BITFIELD_H
+
+#include <kslab/object_page.h>
+
+#define KSLAB_BITTREE_LEVELS 8
+#define KSLAB_BITTREE_NONE ((size_t)-1)
+
+/* Words that a tree of n bits takes. */
+size_t kslab_bittree_words(size_t bits);
+bool kslab_bittree_test(const kslab_word *tree, size_t bit);
+void kslab_bittree_set(kslab_word *tree, size_t bits, size_t bit);
+void kslab_bittree_clear(kslab_word *tree, size_t bits, size_t bit);
+/* Lowest set bit, or KSLAB_BITTREE_NONE. */
+size_t kslab_bittree_first(const kslab_word *tree, size_t bits);
+
+#endif

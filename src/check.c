@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT
+ * check.c - owns the judgement of a whole heap: lists, counts, states, bits, map; and the walk over live objects.
+ * Rank: 6.  Runs on a quiet heap; reads only.
+ */
+#include "heap.h"
+#include "page_list.h"
+
+struct checking {
+	struct kslab_heap *heap;
+	struct kslab_check_result result;
+};
+
+static void wrong(struct checking *checking, const char *what, const struct kslab_page *page)
+{
+	if (checking->result.errors++ != 0)
+		return;
+	checking->result.what = what;
+	checking->result.descriptor = page;
+	checking->result.page = page != NULL ? (const void *)page->data : NULL;
+}
+
+/* Every grain of a page, and no other, leads to its descriptor. */
+static void check_map(struct checking *checking, const struct kslab_page *page, uintptr_t address, size_t bytes)
+{
+	const size_t grain = (size_t)1 << KSLAB_CFG_GRAIN_SHIFT;
+
+	for (uintptr_t a = address; a - address < bytes; a += grain) {
+		if (kslab_page_map_find(&checking->heap->map, a) != page) {
+			wrong(checking, "the map does not lead to the page's descriptor", page);
+			return;
+		}
+	}
+	if (kslab_page_map_find(&checking->heap->map, address - 1) == page ||
+	    kslab_page_map_find(&checking->heap->map, address + bytes) == page)
+		wrong(checking, "the map leads to a page from outside it", page);
+}
+
+static void check_page(void *ctx, const struct kslab_page *page)
+{
+	struct checking *checking = ctx;
+	uint32_t live = kslab_page_live(page);
+	size_t bytes = (size_t)page->pages << checking->heap->page_shift;
+
+	if ((size_t)page->slots * page->sc->size > bytes || (page->data & (checking->heap->page_bytes - 1)) != 0)
+		wrong(checking, "slots of a page reach past its end", page);
+	check_map(checking, page, page->data, bytes);
+	checking->result.object_pages++;
+	checking->result.live_objects += live;
+	checking->result.free_objects += page->slots - live;
+}
+
+struct run_sum {
+	size_t run;
+};
+
+static void add_run(void *ctx, const struct kslab_page *page)
+{
+	struct run_sum *sum = ctx;
+
+	if (page->state == KSLAB_PAGE_EMPTY)
+		sum->run += page->pages;
+}
+
+static void check_zone(void *ctx, struct kslab_zone *zone)
+{
+	struct checking *checking = ctx;
+	struct run_sum empty = { 0 };
+	const struct kslab_page *where;
+	struct kslab_sc *sc;
+
+	if (zone->heap != checking->heap)
+		wrong(checking, "a zone belongs to another heap", NULL);
+	for (unsigned i = 0; (sc = kslab_zone_sc(checking->heap, zone, i)) != NULL; i++) {
+		const char *what = kslab_sc_verify(&zone->owner, sc, &where);
+
+		if (what != NULL)
+			wrong(checking, what, where);
+		else
+			kslab_sc_each(sc, check_page, checking);
+		kslab_sc_each(sc, add_run, &empty);
+	}
+	if (empty.run != zone->owner.empty_run)
+		wrong(checking, "count of empty pages of a zone is wrong", NULL);
+}
+
+static void check_large(struct checking *checking)
+{
+	struct kslab_heap *heap = checking->heap;
+	const struct kslab_page *page = heap->large.head;
+	size_t blocks = 0, pages = 0;
+
+	for (; page != NULL; page = kslab_page_list_after(&heap->large, page)) {
+		if (!kslab_page_list_is_sound(page) || blocks > heap->large_blocks) {
+			wrong(checking, "links of the large blocks are broken", page);
+			return;
+		}
+		if (page->state != KSLAB_PAGE_LARGE)
+			wrong(checking, "a page in the list of large blocks is none", page);
+		check_map(checking, page, page->bits[0].avail, page->bits[0].freed << heap->page_shift);
+		blocks++;
+		pages += page->bits[0].freed;
+	}
+	if (blocks != heap->large_blocks || pages != heap->large_pages)
+		wrong(checking, "counts of large blocks are wrong", NULL);
+	checking->result.large_blocks = blocks;
+}
+
+bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out)
+{
+	struct checking checking = { .heap = heap };
+
+	if (heap->state == KSLAB_HEAP_READY) {
+		kslab_heap_each_zone(heap, check_zone, &checking);
+		check_large(&checking);
+		if (heap->pages_in_use < heap->meta.pages + heap->large_pages)
+			wrong(&checking, "fewer pages in use than metadata and large blocks take", NULL);
+	}
+	if (out != NULL)
+		*out = checking.result;
+	return checking.result.errors == 0;
+}
+
+/* ---- walk ----------------------------------------------------------------------------------------------- */
+
+struct walk {
+	struct kslab_heap *heap;
+	bool (*fn)(void *ctx, void *object, size_t bytes);
+	void *ctx;
+	size_t seen;
+	bool stopped;
+};
+
+static void walk_page(void *ctx, const struct kslab_page *page)
+{
+	struct walk *walk = ctx;
+
+	for (uint32_t i = 0; i < page->slots && !walk->stopped; i++) {
+		const struct kslab_bits *bits = &page->bits[i / KSLAB_WORD_BITS];
+
+		if ((bits->avail | bits->freed | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(i))
+			continue;
+		walk->seen++;
+		walk->stopped = !walk->fn(walk->ctx, (void *)(page->data + (uintptr_t)i * page->sc->size),
+					  page->sc->size);
+	}
+}
+
+static void walk_zone(void *ctx, struct kslab_zone *zone)
+{
+	struct walk *walk = ctx;
+	struct kslab_sc *sc;
+
+	for (unsigned i = 0; (sc = kslab_zone_sc(walk->heap, zone, i)) != NULL && !walk->stopped; i++)
+		kslab_sc_each(sc, walk_page, walk);
+}
+
+size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx)
+{
+	struct walk walk = { heap, fn, ctx, 0, false };
+	const struct kslab_page *page;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return 0;
+	kslab_heap_each_zone(heap, walk_zone, &walk);
+	for (page = heap->large.head; page != NULL && !walk.stopped;
+	     page = kslab_page_list_after(&heap->large, page)) {
+		walk.seen++;
+		walk.stopped = !fn(ctx, (void *)page->data, kslab_heap_large_bytes(heap, page));
+	}
+	return walk.seen;
+}
+
+bool kslab_check(struct kslab_check_result *out)
+{
+	return kslab_heap_check(&kslab_default_heap, out);
+}
+
+size_t kslab_walk(bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx)
+{
+	return kslab_heap_walk(&kslab_default_heap, fn, ctx);
+}

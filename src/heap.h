@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: MIT
+ * heap.h - owns the fast path, and what the rooms above need of the heap.
+ * Rank: 5.  The theory is at the top of heap.c.
+ */
+#ifndef KSLAB_HEAP_PRIVATE_H
+#define KSLAB_HEAP_PRIVATE_H
+
+#include <kslab/kslab.h>
+
+#include "page_map.h"
+#include "page_source.h"
+#include "report.h"
+#include "sc_allocator.h"
+#include "size_class.h"
+
+/* What a CPU that is not online has for a zone: always busy, nothing in it. */
+extern struct kslab_zone kslab_zone_none;
+
+/* A cache's objects of one zone; zone->sc has no place for it. */
+struct kslab_cache_zone {
+	struct kslab_sc sc;
+	struct kslab_cache *cache;
+};
+
+/* What an allocation is for. */
+struct kslab_request {
+	struct kslab_cache *cache; /* NULL: a size class */
+	unsigned cls;
+	unsigned flags;            /* KSLAB_ZERO and so on */
+	const void *caller;
+};
+
+KSLAB_INLINE struct kslab_zone *kslab_heap_zone(const struct kslab_heap *heap)
+{
+	if (KSLAB_CFG_CPUS == 1)
+		return (struct kslab_zone *)(uintptr_t)&heap->boot_zone;
+	return KSLAB_LOAD_RELAXED(&heap->zone[KSLAB_PORT_CPU()]);
+}
+
+/*
+ * Enter and leave a zone whose key was seen idle. Between the two an interrupt on this CPU finds the zone
+ * busy and uses the next level; one that comes between the look and the entry is over before we go on (I5).
+ */
+KSLAB_INLINE void kslab_zone_enter(struct kslab_zone *zone)
+{
+	KSLAB_STORE_RELAXED(&zone->owner.key, (uintptr_t)0);
+	KSLAB_BARRIER();
+}
+
+KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
+{
+	KSLAB_BARRIER();
+	KSLAB_STORE_RELAXED(&zone->owner.key, (uintptr_t)zone);
+}
+
+/* Innermost zone of this CPU that is idle, entered; NULL: none. Pinned by the caller. */
+struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
+
+/* After anything that may have left work behind: late faults, reclaim requests, too many empty pages. */
+void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller);
+
+/* The parts of an allocation and of a free that are not the fast path. */
+void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request);
+void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags, const void *caller);
+void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller);
+void kslab_heap_word_full(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page);
+/* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
+void *kslab_heap_malloc_slow(struct kslab_heap *heap, size_t n);
+void kslab_heap_free_cold(struct kslab_heap *heap, void *p);
+
+/* A failed call: remember why. Return: NULL. */
+void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason);
+
+/* What a live object is; *bytes = 0 after a fault was reported. Return: its descriptor or NULL. */
+struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes, const void *caller);
+
+/* Report that p is no live object of this heap (or cache). */
+void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct kslab_cache *cache,
+			      const void *caller);
+
+/* Class for n bytes at an alignment; KSLAB_CLASSES: none, a page run. */
+unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align);
+
+/* Large blocks. */
+bool kslab_heap_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
+size_t kslab_heap_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
+
+/* A page of the class or cache, not inserted yet; and back. */
+struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct kslab_request *request,
+					uint32_t pages_so_far, enum kslab_reason *reason);
+void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page);
+struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request);
+uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab_request *request);
+
+/* Make pages until this CPU has so many free slots. Return: false: it could not. */
+bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request, size_t count);
+
+/* Every zone of every CPU, parked and limbo zones too. */
+void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone), void *ctx);
+/* The class allocators of a zone, caches too: i counts from 0; NULL at the end. */
+struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone, unsigned i);
+unsigned kslab_zone_index(const struct kslab_zone *zone);
+
+/* ---- the fast path -------------------------------------------------------------------------------------- */
+
+KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
+{
+	size_t index = (n - 1) / 8; /* 0 wraps, and goes the slow way */
+	struct kslab_zone *zone;
+	struct kslab_sc *sc;
+	kslab_word *avail;
+	kslab_word word;
+	uintptr_t object;
+
+	if (KSLAB_UNLIKELY(index >= heap->route_limit))
+		return kslab_heap_malloc_slow(heap, n);
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
+	if (KSLAB_CFG_LEVELS > 1) {
+		if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
+			KSLAB_PORT_UNPIN();
+			return kslab_heap_malloc_slow(heap, n);
+		}
+		kslab_zone_enter(zone);
+	}
+	avail = sc->word;
+	word = *avail;
+	if (KSLAB_UNLIKELY(word == 0)) {
+		if (KSLAB_CFG_LEVELS > 1)
+			kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
+		return kslab_heap_malloc_slow(heap, n);
+	}
+	KSLAB_STORE_RELAXED(avail, word & (word - 1));
+	object = sc->base + (uintptr_t)kslab_ctz(word) * sc->size;
+	if (KSLAB_CFG_LEVELS > 1)
+		kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
+	return (void *)object;
+}
+
+KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
+{
+	uintptr_t address = (uintptr_t)p, key;
+	size_t top = kslab_page_map_top_index(&heap->map, address);
+	struct kslab_page *page;
+	struct kslab_bits *bits;
+	struct kslab_zone *zone;
+	kslab_word freed, bit;
+	uint32_t index;
+
+	if (KSLAB_UNLIKELY(top >= KSLAB_LOAD_ACQUIRE(&heap->map.used))) {
+		kslab_heap_free_cold(heap, p);
+		return;
+	}
+	page = KSLAB_LOAD_RELAXED(kslab_page_map_entry(KSLAB_LOAD_RELAXED(&heap->map.top[top]), address));
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	/* Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns nothing. */
+	key = KSLAB_LOAD_RELAXED(&zone->owner.key);
+	if (KSLAB_CFG_LEVELS > 1)
+		kslab_zone_enter(zone);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&page->owner) != key))
+		goto cold;
+	index = kslab_page_index(page, address);
+	if (KSLAB_UNLIKELY(index >= page->slots))
+		goto cold;
+	bits = &page->bits[index / KSLAB_WORD_BITS];
+	bit = kslab_bit(index);
+	freed = bits->freed;
+	if (KSLAB_UNLIKELY(((freed | bits->avail | KSLAB_LOAD_RELAXED(&bits->remote)) & bit) != 0))
+		goto cold;
+	freed |= bit;
+	KSLAB_STORE_RELAXED(&bits->freed, freed);
+	if (KSLAB_UNLIKELY(freed == ~(kslab_word)0)) {
+		kslab_heap_word_full(heap, zone, page);
+		return;
+	}
+	if (KSLAB_CFG_LEVELS > 1)
+		kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
+	return;
+cold:
+	if (KSLAB_CFG_LEVELS > 1) {
+		KSLAB_BARRIER();
+		KSLAB_STORE_RELAXED(&zone->owner.key, key);
+	}
+	KSLAB_PORT_UNPIN();
+	kslab_heap_free_cold(heap, p);
+}
+
+#endif

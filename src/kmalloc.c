@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: MIT
+ * kmalloc.c - owns the malloc-shaped interface: overflow, alignment, realloc, bulk; on any heap and on the default one.
+ * Rank: 6.  Runs anywhere.
+ */
+#include "heap.h"
+
+/* ---- allocate ------------------------------------------------------------------------------------------- */
+
+void *kslab_heap_malloc(struct kslab_heap *heap, size_t n)
+{
+	return kslab_heap_malloc_fast(heap, n);
+}
+
+void *kslab_malloc(size_t n)
+{
+	return kslab_heap_malloc_fast(&kslab_default_heap, n);
+}
+
+/* Clear the n bytes asked for, in words: slots are multiples of 8 bytes. */
+KSLAB_INLINE void *zero(void *object, size_t n)
+{
+	uintptr_t *word = object;
+
+	if (KSLAB_UNLIKELY(object == NULL))
+		return NULL;
+	if (n > 128) {
+		memset(object, 0, n);
+		return object;
+	}
+	for (uintptr_t *end = word + (n + sizeof(*word) - 1) / sizeof(*word); word < end; word++) {
+		*word = 0;
+		KSLAB_BARRIER(); /* or the compiler makes it a call of memset, dearer than the allocation */
+	}
+	return object;
+}
+
+KSLAB_INLINE void *zalloc(struct kslab_heap *heap, size_t n)
+{
+	/* Large runs may be known to be zero. */
+	if (KSLAB_UNLIKELY(n > KSLAB_ROUTE_MAX_BYTES))
+		return kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
+	return zero(kslab_heap_malloc_fast(heap, n), n);
+}
+
+void *kslab_heap_zalloc(struct kslab_heap *heap, size_t n)
+{
+	return zalloc(heap, n);
+}
+
+void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size)
+{
+	size_t n;
+
+	if (KSLAB_UNLIKELY(__builtin_mul_overflow(count, size, &n)))
+		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
+	return zalloc(heap, n);
+}
+
+void *kslab_heap_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
+{
+	if (flags & ~(KSLAB_ZERO | KSLAB_NOWAIT | KSLAB_RESERVE))
+		return kslab_heap_fail(heap, KSLAB_BAD_ARGUMENT);
+	return kslab_heap_alloc_any(heap, n, align, flags, KSLAB_CALLER());
+}
+
+void *kslab_heap_aligned_alloc(struct kslab_heap *heap, size_t align, size_t n)
+{
+	return kslab_heap_alloc_any(heap, n, align, 0, KSLAB_CALLER());
+}
+
+size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
+{
+	unsigned cls;
+
+	if (heap->state != KSLAB_HEAP_READY || n > SIZE_MAX / 4)
+		return 0;
+	cls = kslab_heap_class(heap, n, 1);
+	if (cls < KSLAB_CLASSES)
+		return kslab_class_bytes(cls);
+	return n == 0 ? heap->page_bytes : (n + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
+}
+
+/* ---- realloc -------------------------------------------------------------------------------------------- */
+
+static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
+{
+	void *fresh = kslab_heap_alloc_any(heap, n, 1, 0, caller);
+
+	if (fresh == NULL)
+		return NULL;
+	memcpy(fresh, p, old < n ? old : n);
+	kslab_heap_free_slow(heap, p, NULL, caller);
+	return fresh;
+}
+
+static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+{
+	struct kslab_page *page;
+	size_t bytes;
+
+	if (p == NULL)
+		return kslab_heap_alloc_any(heap, n, 1, 0, caller);
+	if (n == 0) {
+		kslab_heap_free_slow(heap, p, NULL, caller);
+		return NULL;
+	}
+	page = kslab_heap_object(heap, p, &bytes, caller);
+	if (page == NULL)
+		return NULL;
+	if (page->state == KSLAB_PAGE_LARGE) {
+		/* Stays a page run unless it would fit a small class. */
+		if (n > bytes / 4 && n > KSLAB_CLASS_MAX_BYTES && kslab_heap_large_resize(heap, page, n))
+			return p;
+	} else if (n <= bytes && n >= bytes / 2) {
+		return p;
+	}
+	return move(heap, p, bytes, n, caller);
+}
+
+void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n)
+{
+	return resize(heap, p, n, KSLAB_CALLER());
+}
+
+void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size)
+{
+	size_t n;
+
+	if (__builtin_mul_overflow(count, size, &n))
+		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
+	return resize(heap, p, n, KSLAB_CALLER());
+}
+
+/* ---- free ----------------------------------------------------------------------------------------------- */
+
+void kslab_heap_free(struct kslab_heap *heap, void *p)
+{
+	kslab_heap_free_fast(heap, p);
+}
+
+void kslab_free(void *p)
+{
+	kslab_heap_free_fast(&kslab_default_heap, p);
+}
+
+/* The size that the caller believes in must lead to where the object lies. */
+static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page, size_t align, size_t n)
+{
+	unsigned cls = kslab_heap_class(heap, n, align);
+
+	if (page->state == KSLAB_PAGE_LARGE)
+		return cls == KSLAB_CLASSES && n <= kslab_heap_large_bytes(heap, page) &&
+		       kslab_heap_large_bytes(heap, page) - n < heap->page_bytes;
+	return page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || page->sc->cls == cls;
+}
+
+static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n, const void *caller)
+{
+	struct kslab_report report = { .fault = KSLAB_FAULT_WRONG_SIZE, .pointer = p, .count = n, .caller = caller };
+	const struct kslab_page *page;
+
+	if (p == NULL)
+		return;
+	page = kslab_page_map_find(&heap->map, (uintptr_t)p);
+	if (page->state != KSLAB_PAGE_IDLE &&
+	    (!kslab_is_power_of_two(align) || !is_right_size(heap, page, align, n))) {
+		size_t bytes;
+
+		/* Another fault, if there is one, comes first. */
+		if (kslab_heap_object(heap, p, &bytes, caller) == NULL)
+			return;
+		report.object = p;
+		report.object_bytes = bytes;
+		report.page = (const void *)page->data;
+		kslab_heap_fail(heap, KSLAB_BAD_FREE);
+		kslab_report_fault(heap, &report);
+		return;
+	}
+	kslab_heap_free_slow(heap, p, NULL, caller);
+}
+
+void kslab_heap_free_sized(struct kslab_heap *heap, void *p, size_t n)
+{
+	free_sized(heap, p, 1, n, KSLAB_CALLER());
+}
+
+void kslab_heap_free_aligned_sized(struct kslab_heap *heap, void *p, size_t align, size_t n)
+{
+	free_sized(heap, p, align, n, KSLAB_CALLER());
+}
+
+size_t kslab_heap_usable_size(struct kslab_heap *heap, const void *p)
+{
+	size_t bytes = 0;
+
+	if (p != NULL)
+		kslab_heap_object(heap, p, &bytes, KSLAB_CALLER());
+	return bytes;
+}
+
+/* ---- bulk ----------------------------------------------------------------------------------------------- */
+
+/* As many as the zone has, without leaving it in between. */
+static size_t take_many(struct kslab_heap *heap, size_t n, size_t count, void *out[])
+{
+	size_t index = (n - 1) / 8, got = 0;
+	struct kslab_zone *zone;
+	struct kslab_sc *sc;
+
+	if (index >= heap->route_limit)
+		return 0;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_enter(heap);
+	if (zone == NULL) {
+		KSLAB_PORT_UNPIN();
+		return 0;
+	}
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
+	while (got < count) {
+		kslab_word word = *sc->word;
+		uintptr_t base = sc->base, size = sc->size;
+		void *object;
+
+		if (word != 0) {
+			for (; word != 0 && got < count; word &= word - 1)
+				out[got++] = (void *)(base + kslab_ctz(word) * size);
+			KSLAB_STORE_RELAXED(sc->word, word);
+			continue;
+		}
+		object = kslab_sc_next(&zone->owner, sc);
+		if (object == NULL)
+			break;
+		out[got++] = object;
+	}
+	kslab_heap_leave(heap, zone, KSLAB_CALLER());
+	return got;
+}
+
+size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, void *out[])
+{
+	size_t got = 0;
+
+	while (got < count) {
+		got += take_many(heap, n, count - got, out + got);
+		if (got == count)
+			break;
+		out[got] = kslab_heap_malloc_fast(heap, n); /* makes a page, or says why not */
+		if (out[got] == NULL)
+			break;
+		got++;
+	}
+	return got;
+}
+
+void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptrs[])
+{
+	for (size_t i = 0; i < count; i++)
+		kslab_heap_free_fast(heap, ptrs[i]);
+}
+
+bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count)
+{
+	struct kslab_request request = { NULL, 0, 0, KSLAB_CALLER() };
+
+	if (heap->state != KSLAB_HEAP_READY) {
+		kslab_heap_fail(heap, KSLAB_NOT_INITIALISED);
+		return false;
+	}
+	request.cls = kslab_heap_class(heap, n, 1);
+	if (request.cls == KSLAB_CLASSES) {
+		kslab_heap_fail(heap, KSLAB_TOO_LARGE);
+		return false;
+	}
+	return kslab_heap_reserve_request(heap, &request, count);
+}
+
+enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap)
+{
+	const struct kslab_zone *zone;
+	enum kslab_reason reason = KSLAB_NOT_INITIALISED;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (zone != NULL)
+		reason = (enum kslab_reason)zone->last_error;
+	KSLAB_PORT_UNPIN();
+	return reason;
+}
+
+/* ---- the default heap ----------------------------------------------------------------------------------- */
+
+#define DEFAULT (&kslab_default_heap)
+
+void *kslab_zalloc(size_t n)
+{
+	return zalloc(DEFAULT, n);
+}
+
+void *kslab_calloc(size_t count, size_t size)
+{
+	return kslab_heap_calloc(DEFAULT, count, size);
+}
+
+void *kslab_realloc(void *p, size_t n)
+{
+	return resize(DEFAULT, p, n, KSLAB_CALLER());
+}
+
+void *kslab_reallocarray(void *p, size_t count, size_t size)
+{
+	return kslab_heap_reallocarray(DEFAULT, p, count, size);
+}
+
+void *kslab_aligned_alloc(size_t align, size_t n)
+{
+	return kslab_heap_alloc_any(DEFAULT, n, align, 0, KSLAB_CALLER());
+}
+
+void *kslab_alloc(size_t n, size_t align, unsigned flags)
+{
+	return kslab_heap_alloc(DEFAULT, n, align, flags);
+}
+
+void kslab_free_sized(void *p, size_t n)
+{
+	free_sized(DEFAULT, p, 1, n, KSLAB_CALLER());
+}
+
+void kslab_free_aligned_sized(void *p, size_t align, size_t n)
+{
+	free_sized(DEFAULT, p, align, n, KSLAB_CALLER());
+}
+
+size_t kslab_usable_size(const void *p)
+{
+	return kslab_heap_usable_size(DEFAULT, p);
+}
+
+size_t kslab_good_size(size_t n)
+{
+	return kslab_heap_good_size(DEFAULT, n);
+}
+
+size_t kslab_malloc_bulk(size_t n, size_t count, void *out[])
+{
+	return kslab_heap_malloc_bulk(DEFAULT, n, count, out);
+}
+
+void kslab_free_bulk(size_t count, void *const ptrs[])
+{
+	kslab_heap_free_bulk(DEFAULT, count, ptrs);
+}
+
+enum kslab_reason kslab_last_error(void)
+{
+	return kslab_heap_last_error(DEFAULT);
+}
+
+bool kslab_reserve(size_t n, size_t count)
+{
+	return kslab_heap_reserve(DEFAULT, n, count);
+}
+
+size_t kslab_reclaim(size_t pages)
+{
+	return kslab_heap_reclaim(DEFAULT, pages);
+}
+
+void kslab_idle(void)
+{
+	kslab_heap_idle(DEFAULT);
+}
+
+bool kslab_quiesce(void)
+{
+	return kslab_heap_quiesce(DEFAULT);
+}
+
+void kslab_set_retention(size_t bytes)
+{
+	kslab_heap_set_retention(DEFAULT, bytes);
+}
+
+enum kslab_reason kslab_init(const struct kslab_config *config)
+{
+	return kslab_heap_init(DEFAULT, config);
+}
+
+enum kslab_reason kslab_init_region(void *mem, size_t bytes)
+{
+	return kslab_heap_init_region(DEFAULT, mem, bytes);
+}
+
+enum kslab_reason kslab_add_region(void *mem, size_t bytes)
+{
+	return kslab_heap_add_region(DEFAULT, mem, bytes);
+}
+
+enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
+					void (*free_pages)(void *, void *, size_t), void *ctx)
+{
+	return kslab_heap_set_page_source(DEFAULT, alloc_pages, free_pages, ctx);
+}
+
+enum kslab_reason kslab_fini(void)
+{
+	return kslab_heap_fini(DEFAULT);
+}
+
+enum kslab_reason kslab_cpu_online(unsigned cpu)
+{
+	return kslab_heap_cpu_online(DEFAULT, cpu);
+}
+
+enum kslab_reason kslab_cpu_offline(unsigned cpu)
+{
+	return kslab_heap_cpu_offline(DEFAULT, cpu);
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT
+ * page_map.h - owns the way from any address to its descriptor, or to nothing.
+ * Rank: 2.  Runs: look-ups anywhere; changes by whoever owns the pages, leaves under the heap lock.
+ *
+ *     address - base                    top[used]             leaf: one entry per grain (4 KiB)
+ *     [ top index | leaf index | offset ]   |                     |
+ *           |            |                  v                     v
+ *           +------------|-----------> biased leaf pointer --> descriptor
+ *                        +-- (address >> GRAIN_SHIFT) indexes the biased pointer directly
+ *
+ * Two dependent loads, no mask, one compare for everything outside. An entry is never NULL: memory that was
+ * never ours leads to kslab_page_nobody, memory that went back to kslab_page_released, metadata to
+ * kslab_page_metadata. None of the three has an owner that a key could equal.
+ */
+#ifndef KSLAB_PAGE_MAP_H
+#define KSLAB_PAGE_MAP_H
+
+#include <kslab/heap.h>
+
+#include "compiler.h"
+
+#define KSLAB_LEAF_ENTRIES ((size_t)1 << (KSLAB_CFG_LEAF_SHIFT - KSLAB_CFG_GRAIN_SHIFT))
+#define KSLAB_LEAF_BYTES (KSLAB_LEAF_ENTRIES * sizeof(struct kslab_page *))
+#define KSLAB_WINDOW_BYTES ((uint64_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
+
+extern struct kslab_page kslab_page_nobody, kslab_page_released, kslab_page_metadata;
+
+KSLAB_INLINE size_t kslab_page_map_top_index(const struct kslab_page_map *map, uintptr_t address)
+{
+	return (address - map->base) >> KSLAB_CFG_LEAF_SHIFT;
+}
+
+KSLAB_INLINE struct kslab_page **kslab_page_map_entry(uintptr_t biased, uintptr_t address)
+{
+	return (struct kslab_page **)(biased + (address >> KSLAB_CFG_GRAIN_SHIFT) * sizeof(struct kslab_page *));
+}
+
+/* The descriptor of any address; never NULL. */
+KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map *map, uintptr_t address)
+{
+	size_t top = kslab_page_map_top_index(map, address);
+
+	/* Acquire: a wild address may name an entry that is just being admitted. */
+	if (KSLAB_UNLIKELY(top >= KSLAB_LOAD_ACQUIRE(&map->used)))
+		return &kslab_page_nobody;
+	/* Relaxed: whoever holds a pointer got it by a synchronisation after the map was written. */
+	return KSLAB_LOAD_RELAXED(kslab_page_map_entry(KSLAB_LOAD_RELAXED(&map->top[top]), address));
+}
+
+void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base);
+
+/* True if [start, start + bytes) lies inside the window. */
+bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes);
+
+/* First address in the range that has no leaf yet; false if all have. */
+bool kslab_page_map_lacks_leaf(const struct kslab_page_map *map, uintptr_t start, size_t bytes,
+			       uintptr_t *address);
+
+/* Give KSLAB_LEAF_BYTES of memory as the leaf of an address. Under the heap lock. */
+void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void *leaf);
+
+/* Point a range, whose leaves exist, at a descriptor. */
+void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes, struct kslab_page *page);
+
+/* True if no grain of the range belongs to a page, a large block or metadata. */
+bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes);
+
+#endif

@@ -1,0 +1,544 @@
+/* SPDX-License-Identifier: MIT
+ * page_source.c - owns the heap lock, and where pages and metadata come from.
+ * Rank: 4.  Runs anywhere with no zone entered.
+ *
+ * A run is looked for in this order: regions, the kernel's callback, the emergency pages. Callbacks run with no
+ * lock held and no zone entered, so they may sleep, migrate, or call kslab: what was looked at before such a
+ * call is looked at again after it.
+ */
+#include "page_source.h"
+#include "page_map.h"
+#include "region.h"
+#include "report.h"
+
+/* Calls of alloc_pages that may be under way at once; deeper recursion is refused with REENTRY. */
+#define SOURCE_DEPTH_MAX (8u * KSLAB_CFG_CPUS)
+
+/* ---- lock ----------------------------------------------------------------------------------------------- */
+
+bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
+{
+	struct kslab_lock *lock = &heap->lock;
+
+	state->irq = KSLAB_PORT_IRQ_SAVE();
+	if (KSLAB_PORT_IN_NMI()) {
+		uint32_t serving = KSLAB_LOAD_ACQUIRE(&lock->serving);
+
+		/* Pairs with the unlock's release store. */
+		if (!KSLAB_CAS_ACQ_REL(&lock->next, &serving, serving + 1)) {
+			KSLAB_PORT_IRQ_RESTORE(state->irq);
+			return false;
+		}
+	} else {
+		uint32_t ticket = KSLAB_FETCH_ADD_RELAXED(&lock->next, 1u);
+
+		while (KSLAB_LOAD_ACQUIRE(&lock->serving) != ticket)
+			KSLAB_PORT_RELAX();
+	}
+	heap->lock_acquisitions++;
+	return true;
+}
+
+void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state)
+{
+	struct kslab_lock *lock = &heap->lock;
+
+	KSLAB_STORE_RELEASE(&lock->serving, KSLAB_LOAD_RELAXED(&lock->serving) + 1);
+	KSLAB_PORT_IRQ_RESTORE(state->irq);
+}
+
+/* ---- raw runs ------------------------------------------------------------------------------------------- */
+
+void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address)
+{
+	if (heap->window_placed)
+		return;
+	/* At a multiple of its size: physical memory or a direct map then lies inside from its beginning. */
+	kslab_page_map_init(&heap->map, address & ~(uintptr_t)(KSLAB_WINDOW_BYTES - 1));
+	heap->window_placed = true;
+}
+
+static void count_pages(struct kslab_heap *heap, size_t pages)
+{
+	heap->pages_in_use += pages;
+	if (heap->pages_in_use > heap->pages_peak)
+		heap->pages_peak = heap->pages_in_use;
+}
+
+static bool is_over_quota(const struct kslab_heap *heap, size_t pages)
+{
+	return heap->max_pages != 0 && (pages > heap->max_pages || heap->pages_in_use > heap->max_pages - pages);
+}
+
+static struct kslab_region *region_of(struct kslab_heap *heap, uintptr_t address)
+{
+	/* Acquire: regions are only ever added, each before the count that admits it. */
+	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions); i++)
+		if (kslab_region_contains(&heap->region[i], address))
+			return &heap->region[i];
+	return NULL;
+}
+
+/* True if the pages are known to another part of this heap, or to another heap. Under the lock. */
+static bool is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	const struct kslab_chunk *chunk;
+
+	for (const struct kslab_heap *h = &kslab_default_heap; h != NULL; h = h->next_heap) {
+		if (h->state == KSLAB_HEAP_READY && h->window_placed && h != heap &&
+		    !kslab_page_map_is_free(&h->map, address, bytes))
+			return true;
+	}
+	if (heap->window_placed && !kslab_page_map_is_free(&heap->map, address, bytes))
+		return true;
+	for (unsigned i = 0; i < heap->regions; i++)
+		if (address < heap->region[i].end && heap->region[i].start < address + bytes)
+			return true;
+	for (chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
+		if (!chunk->marked && address < chunk->address + chunk->pages * heap->page_bytes &&
+		    chunk->address < address + bytes)
+			return true;
+	return false;
+}
+
+static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes, const char *what)
+{
+	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_PAGE,
+				       .pointer = (void *)address,
+				       .page = (void *)address,
+				       .page_bytes = bytes,
+				       .what = what };
+
+	kslab_report_fault(heap, &report);
+}
+
+/* Judge what a callback returned. Return: true if it can be used; else it was dealt with. */
+static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, size_t align_pages)
+{
+	size_t bytes = pages * heap->page_bytes;
+	struct kslab_lock_state state;
+	const char *what = NULL;
+	bool give_back = true;
+
+	if ((address & (heap->page_bytes - 1)) != 0) {
+		what = "page source: misaligned page";
+	} else if (address + (bytes - 1) < address) {
+		what = "page source: page wraps the address space";
+	} else if (kslab_heap_lock(heap, &state)) {
+		kslab_source_place_window(heap, address);
+		if (!kslab_page_map_covers(&heap->map, address, bytes)) {
+			what = "page source: page outside the window";
+		} else if (is_known(heap, address, bytes)) {
+			what = "page source: page is in use already";
+			give_back = false;
+		} else {
+			count_pages(heap, pages);
+		}
+		kslab_heap_unlock(heap, &state);
+	}
+	if (what != NULL) {
+		if (give_back)
+			heap->free_pages(heap->source_ctx, (void *)address, pages);
+		report_page(heap, address, bytes, what);
+		return false;
+	}
+	/* A run that is merely not aligned to its length is no fault: it can't be used for this. */
+	if ((address & (align_pages * heap->page_bytes - 1)) != 0) {
+		kslab_source_free(heap, address, pages);
+		return false;
+	}
+	return true;
+}
+
+static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, size_t align_pages,
+				       struct kslab_run *run)
+{
+	uintptr_t address;
+
+	if (heap->alloc_pages == NULL)
+		return KSLAB_NO_PAGES;
+	if (KSLAB_PORT_IN_NMI())
+		return KSLAB_BUSY;
+	if (KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, 1u) >= SOURCE_DEPTH_MAX) {
+		KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, ~0u);
+		return KSLAB_REENTRY;
+	}
+	address = (uintptr_t)heap->alloc_pages(heap->source_ctx, pages);
+	KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, ~0u);
+	if (address == 0 || !accept(heap, address, pages, align_pages))
+		return KSLAB_NO_PAGES;
+	run->address = address;
+	run->pages = pages;
+	run->zeroed = false;
+	return KSLAB_OK;
+}
+
+static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
+				      struct kslab_run *run)
+{
+	enum kslab_reason reason = KSLAB_NO_PAGES;
+	struct kslab_lock_state state;
+
+	if (!kslab_heap_lock(heap, &state))
+		return KSLAB_BUSY;
+	if (is_over_quota(heap, pages)) {
+		reason = KSLAB_QUOTA;
+	} else {
+		for (unsigned i = 0; i < heap->regions && reason != KSLAB_OK; i++) {
+			run->address = kslab_region_alloc(&heap->region[i], heap->page_shift, pages, align_pages,
+							  &run->zeroed);
+			if (run->address != 0)
+				reason = KSLAB_OK;
+		}
+		if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 && heap->emergency != 0) {
+			run->address = heap->emergency;
+			heap->emergency = *(uintptr_t *)heap->emergency;
+			heap->emergency_pages--;
+			heap->pages_in_use--; /* it was counted when it was set aside */
+			run->zeroed = false;
+			reason = KSLAB_OK;
+		}
+		if (reason == KSLAB_OK) {
+			run->pages = pages;
+			count_pages(heap, pages);
+		}
+	}
+	kslab_heap_unlock(heap, &state);
+	return reason;
+}
+
+/* A run without regard to the map. */
+static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
+				   struct kslab_run *run)
+{
+	enum kslab_reason reason;
+
+	if (KSLAB_LOAD_RELAXED(&heap->regions) != 0 || heap->max_pages != 0) {
+		/* The emergency pages come last: first without them. */
+		reason = from_regions(heap, pages, align_pages, flags & ~KSLAB_RESERVE, run);
+		if (reason != KSLAB_NO_PAGES)
+			return reason;
+	}
+	reason = flags & KSLAB_NOWAIT ? KSLAB_NO_PAGES : from_callback(heap, pages, align_pages, run);
+	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE))
+		reason = from_regions(heap, pages, align_pages, flags, run);
+	return reason;
+}
+
+/* ---- metadata ------------------------------------------------------------------------------------------- */
+
+/* Let the map know metadata as such, once it has leaves there. Under the lock. */
+static void mark_chunk(struct kslab_heap *heap, struct kslab_chunk *chunk)
+{
+	size_t bytes = chunk->pages * heap->page_bytes;
+	uintptr_t missing;
+
+	if (kslab_page_map_lacks_leaf(&heap->map, chunk->address, bytes, &missing))
+		return;
+	kslab_page_map_set(&heap->map, chunk->address, bytes, &kslab_page_metadata);
+	chunk->marked = true;
+	heap->meta.unmarked--;
+}
+
+static void mark_chunks(struct kslab_heap *heap)
+{
+	for (struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL && heap->meta.unmarked != 0;
+	     chunk = chunk->next)
+		if (!chunk->marked)
+			mark_chunk(heap, chunk);
+}
+
+/* 64-byte aligned memory from the current chunk, or NULL. Under the lock. */
+static void *bump(struct kslab_meta *meta, size_t bytes)
+{
+	void *mem = (void *)meta->bump;
+
+	bytes = (bytes + 63) & ~(size_t)63;
+	if (meta->bump_end - meta->bump < bytes)
+		return NULL;
+	meta->bump += bytes;
+	return mem;
+}
+
+static void record(struct kslab_heap *heap, struct kslab_chunk *chunk, const struct kslab_run *run)
+{
+	chunk->address = run->address;
+	chunk->pages = run->pages;
+	chunk->marked = false;
+	chunk->next = heap->meta.chunks;
+	heap->meta.chunks = chunk;
+	heap->meta.pages += run->pages;
+	heap->meta.unmarked++;
+	mark_chunk(heap, chunk);
+}
+
+/* Begin a new chunk; what was left of the old one is lost (less than one request). */
+static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, unsigned flags)
+{
+	size_t pages = (bytes + 64 + heap->page_bytes - 1) >> heap->page_shift;
+	struct kslab_lock_state state;
+	struct kslab_run run;
+	enum kslab_reason reason = raw_alloc(heap, pages, 1, flags, &run);
+
+	if (reason != KSLAB_OK)
+		return reason;
+	if (!kslab_heap_lock(heap, &state)) {
+		kslab_source_free(heap, run.address, run.pages);
+		return KSLAB_BUSY;
+	}
+	heap->meta.bump = run.address;
+	heap->meta.bump_end = run.address + (run.pages << heap->page_shift);
+	record(heap, bump(&heap->meta, sizeof(struct kslab_chunk)), &run);
+	kslab_heap_unlock(heap, &state);
+	return KSLAB_OK;
+}
+
+/* 64-byte aligned memory that is never given back, a chunk's rest at a time. */
+static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
+{
+	for (;;) {
+		struct kslab_lock_state state;
+		void *mem;
+
+		*reason = KSLAB_BUSY;
+		if (!kslab_heap_lock(heap, &state))
+			return NULL;
+		mem = bump(&heap->meta, bytes);
+		kslab_heap_unlock(heap, &state);
+		if (mem != NULL)
+			return mem;
+		*reason = new_chunk(heap, bytes, flags);
+		if (*reason != KSLAB_OK)
+			return NULL;
+	}
+}
+
+/* Page-sized metadata gets a run of its own; only its record lies in a chunk. */
+static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
+{
+	struct kslab_chunk *chunk = alloc_piece(heap, sizeof(*chunk), flags, reason);
+	struct kslab_lock_state state;
+	struct kslab_run run;
+
+	if (chunk == NULL)
+		return NULL;
+	*reason = raw_alloc(heap, (bytes + heap->page_bytes - 1) >> heap->page_shift, 1, flags, &run);
+	if (*reason != KSLAB_OK)
+		return NULL; /* the 64 bytes of the record are lost until the heap ends */
+	if (!kslab_heap_lock(heap, &state)) {
+		kslab_source_free(heap, run.address, run.pages);
+		*reason = KSLAB_BUSY;
+		return NULL;
+	}
+	record(heap, chunk, &run);
+	kslab_heap_unlock(heap, &state);
+	return (void *)run.address;
+}
+
+void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
+{
+	if (bytes + 128 > heap->page_bytes)
+		return alloc_run(heap, bytes, flags, reason);
+	return alloc_piece(heap, bytes, flags, reason);
+}
+
+/* Free lists by number of words: 0 (large), 1-2, 3-5, 6-8, then by doubling. */
+static unsigned descriptor_bin(unsigned words, unsigned *room)
+{
+	static const uint16_t rooms[] = { 1, 2, 5, 8, 16, 32, 64, 128, 256, 512 };
+	unsigned bin = words == KSLAB_DESCRIPTOR_LARGE ? 0 : 1;
+
+	_Static_assert(KSLAB_ARRAY_LENGTH(rooms) ==
+			       KSLAB_ARRAY_LENGTH(((struct kslab_meta *)0)->free), "a list for every bin");
+	while (rooms[bin] < words)
+		bin++;
+	*room = rooms[bin];
+	return bin;
+}
+
+struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned words, unsigned flags,
+					  enum kslab_reason *reason)
+{
+	unsigned room, bin = descriptor_bin(words, &room);
+	struct kslab_lock_state state;
+	struct kslab_page *page;
+
+	*reason = KSLAB_BUSY;
+	if (!kslab_heap_lock(heap, &state))
+		return NULL;
+	page = heap->meta.free[bin];
+	if (page != NULL)
+		heap->meta.free[bin] = page->next;
+	kslab_heap_unlock(heap, &state);
+	if (page == NULL) {
+		page = kslab_meta_alloc(heap, sizeof(*page) + room * sizeof(struct kslab_bits), flags, reason);
+		if (page == NULL)
+			return NULL;
+		/* The one time in its life that mail is written by anything but the protocol. */
+		memset(page, 0, sizeof(*page) + room * sizeof(struct kslab_bits));
+	}
+	page->next = page->prev = NULL;
+	return page;
+}
+
+void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, unsigned words)
+{
+	unsigned room, bin = descriptor_bin(words, &room);
+	struct kslab_lock_state state;
+
+	page->state = KSLAB_PAGE_IDLE;
+	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
+	if (!kslab_heap_lock(heap, &state))
+		return; /* an NMI with the lock taken: the descriptor is lost until the heap ends */
+	page->next = heap->meta.free[bin];
+	heap->meta.free[bin] = page;
+	kslab_heap_unlock(heap, &state);
+}
+
+/* ---- runs with their part of the map -------------------------------------------------------------------- */
+
+static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t address, size_t bytes, unsigned flags)
+{
+	struct kslab_lock_state state;
+	enum kslab_reason reason;
+	uintptr_t missing;
+
+	while (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
+		void *leaf = kslab_meta_alloc(heap, KSLAB_LEAF_BYTES, flags, &reason);
+
+		if (leaf == NULL)
+			return reason;
+		if (!kslab_heap_lock(heap, &state))
+			return KSLAB_BUSY; /* the leaf is lost to this heap until its end; NMI only */
+		/* Another CPU may have been faster: then this leaf serves the next hole, or waits unused. */
+		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing))
+			kslab_page_map_add_leaf(&heap->map, missing, leaf);
+		mark_chunks(heap);
+		kslab_heap_unlock(heap, &state);
+	}
+	return KSLAB_OK;
+}
+
+enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
+				     struct kslab_run *run)
+{
+	enum kslab_reason reason = raw_alloc(heap, pages, align_pages, flags, run);
+
+	if (reason != KSLAB_OK)
+		return reason;
+	reason = ensure_leaves(heap, run->address, run->pages << heap->page_shift, flags);
+	if (reason != KSLAB_OK)
+		kslab_source_free(heap, run->address, run->pages);
+	return reason;
+}
+
+void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
+{
+	struct kslab_lock_state state;
+	struct kslab_region *region;
+	size_t dirty = 0;
+
+	if (!kslab_heap_lock(heap, &state))
+		return;
+	region = region_of(heap, address);
+	if (region == NULL && pages == 1 && heap->emergency_pages < heap->emergency_target) {
+		*(uintptr_t *)address = heap->emergency;
+		heap->emergency = address;
+		heap->emergency_pages++;
+		kslab_heap_unlock(heap, &state);
+		return;
+	}
+	heap->pages_in_use -= pages;
+	if (region != NULL) {
+		kslab_region_free(region, heap->page_shift, address, pages, true);
+		dirty = region->dirty_pages;
+	}
+	kslab_heap_unlock(heap, &state);
+	if (region == NULL)
+		heap->free_pages(heap->source_ctx, (void *)address, pages);
+	else if (heap->purge != NULL && dirty > heap->purge_bytes >> heap->page_shift)
+		kslab_source_purge(heap, (heap->purge_bytes >> heap->page_shift) / 2);
+}
+
+bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address)
+{
+	return region_of(heap, address) != NULL;
+}
+
+bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t pages)
+{
+	struct kslab_lock_state state;
+	struct kslab_region *region = region_of(heap, address - 1);
+	bool zeroed, done = false;
+
+	if (region == NULL || !kslab_heap_lock(heap, &state))
+		return false;
+	if (!is_over_quota(heap, pages))
+		done = kslab_region_extend(region, heap->page_shift, address, pages, &zeroed);
+	if (done)
+		count_pages(heap, pages);
+	kslab_heap_unlock(heap, &state);
+	if (done && ensure_leaves(heap, address, pages << heap->page_shift, KSLAB_NOWAIT) != KSLAB_OK) {
+		kslab_source_free(heap, address, pages);
+		done = false;
+	}
+	return done;
+}
+
+void kslab_source_purge(struct kslab_heap *heap, size_t keep)
+{
+	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions) && heap->purge != NULL; i++) {
+		struct kslab_region *region = &heap->region[i];
+
+		for (;;) {
+			struct kslab_lock_state state;
+			uintptr_t address = 0;
+			size_t pages;
+
+			if (!kslab_heap_lock(heap, &state))
+				return;
+			if (region->dirty_pages > keep)
+				address = kslab_region_take_dirty(region, heap->page_shift, &pages);
+			kslab_heap_unlock(heap, &state);
+			if (address == 0)
+				break;
+			heap->purge(heap->source_ctx, (void *)address, pages << heap->page_shift);
+			if (!kslab_heap_lock(heap, &state))
+				return;
+			kslab_region_free(region, heap->page_shift, address, pages, false);
+			kslab_heap_unlock(heap, &state);
+		}
+	}
+}
+
+void kslab_source_fini(struct kslab_heap *heap)
+{
+	struct kslab_chunk *chunk = heap->meta.chunks, *next;
+
+	heap->emergency_target = 0;
+	while (heap->emergency != 0) {
+		uintptr_t page = heap->emergency;
+
+		heap->emergency = *(uintptr_t *)page;
+		heap->emergency_pages--;
+		kslab_source_free(heap, page, 1);
+	}
+	/* A record may lie inside a chunk that goes earlier: runs first, then the chunks that hold records. */
+	for (unsigned pass = 0; pass < 2; pass++) {
+		struct kslab_chunk **link = &heap->meta.chunks;
+
+		for (chunk = heap->meta.chunks; chunk != NULL; chunk = next) {
+			bool holds_itself = (uintptr_t)chunk == chunk->address;
+			struct kslab_chunk copy = *chunk;
+
+			next = copy.next;
+			if (holds_itself != (pass == 1)) {
+				link = &chunk->next;
+				continue;
+			}
+			*link = next;
+			kslab_source_free(heap, copy.address, copy.pages);
+		}
+	}
+	heap->meta.chunks = NULL;
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT
+ * page_source.h - owns the heap lock, and where pages and metadata come from: regions, callbacks, emergency pages.
+ * Rank: 4.  Runs anywhere with no zone entered; no lock is held while a callback of the kernel runs.
+ */
+#ifndef KSLAB_PAGE_SOURCE_H
+#define KSLAB_PAGE_SOURCE_H
+
+#include <kslab/kslab.h>
+
+#include "compiler.h"
+
+/*
+ * The heap lock: fair, with interrupts saved. In an NMI it is only tried.
+ * Return of kslab_heap_lock: false: NMI and taken; nothing is held then.
+ */
+struct kslab_lock_state {
+	uintptr_t irq;
+};
+bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state);
+void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state);
+
+/* A run of base pages. */
+struct kslab_run {
+	uintptr_t address;
+	size_t pages;
+	bool zeroed; /* reads as zero */
+};
+
+/*
+ * A run of `pages`, its address a multiple of align_pages pages, its map leaves present.
+ * Return: KSLAB_OK, or why not; nothing changed then.
+ */
+enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
+				     struct kslab_run *run);
+
+/* Give a run back whose map entries are nobody's again. */
+void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
+
+/* True if part of a run can be given back or taken (it lies in a region). */
+bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address);
+
+/* Grow a run of a region in place by the pages behind it. */
+bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t pages);
+
+/* Purge free memory of the regions down to `keep` dirty base pages. */
+void kslab_source_purge(struct kslab_heap *heap, size_t keep);
+
+/* Memory for metadata, 64-byte aligned, contents arbitrary; lives as long as the heap. NULL: *reason says why. */
+void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason);
+
+/* A descriptor with room for so many bitfield words; type-stable. */
+#define KSLAB_DESCRIPTOR_LARGE 0u /* words: a large block's */
+struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned words, unsigned flags,
+					  enum kslab_reason *reason);
+void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, unsigned words);
+
+/* Everything that is left goes back: the heap ends. */
+void kslab_source_fini(struct kslab_heap *heap);
+
+/* First page or region: where the address window begins. Under the lock, or in init. */
+void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address);
+
+#endif

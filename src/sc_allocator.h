@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT
+ * sc_allocator.h - owns one size class of one owner: current page, and the lists empty, partial and full.
+ * Rank: 3.  Runs: for the owner of the pages only, unless a line says otherwise.
+ *
+ *                      allocate                     last slot taken
+ *     refill -> EMPTY ----------> CURRENT ------------------------> FULL
+ *                 ^                  ^  next page                    |
+ *                 |   all free       |                               | first free, or mail
+ *                 +--------------- PARTIAL <-------------------------+
+ */
+#ifndef KSLAB_SC_ALLOCATOR_PRIVATE_H
+#define KSLAB_SC_ALLOCATOR_PRIVATE_H
+
+#include <kslab/sc_allocator.h>
+
+#include "object_page.h"
+
+/* The fast path: pop from the cached word, or NULL. */
+KSLAB_INLINE void *kslab_sc_pop(struct kslab_sc *sc)
+{
+	kslab_word *avail = sc->word;
+	kslab_word word = *avail;
+
+	if (KSLAB_UNLIKELY(word == 0))
+		return NULL;
+	KSLAB_STORE_RELAXED(avail, word & (word - 1));
+	return (void *)(sc->base + (uintptr_t)kslab_ctz(word) * sc->size);
+}
+
+/*
+ * The rest of an allocation when the cached word is used up: next word, remote frees, mail, next partial
+ * page, empty page. Return: an object, or NULL: a refill is needed. O(words of a page) + O(mailed pages).
+ */
+void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc);
+
+/* Free a slot of the owner's page in any state. Return: false: double free, nothing changed. */
+bool kslab_sc_free_local(struct kslab_owner *owner, struct kslab_page *page, uint32_t index);
+
+/* After a word of `freed` became all ones: the page may be empty. */
+void kslab_sc_word_full(struct kslab_owner *owner, struct kslab_page *page);
+
+/* Give an initialised page to the class; tags: KSLAB_TAG_CACHE, KSLAB_TAG_DEBUG. */
+void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page, uintptr_t tags);
+
+/* Take in what the mailbox holds. Return: pages that had mail. */
+size_t kslab_sc_drain(struct kslab_owner *owner);
+
+/* Harvest the partial pages of a class; those without live objects become empty. O(pages). */
+void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc);
+
+/* Put a page that is in no list, or in a wrong one, where its bits say. */
+void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page);
+
+/* Put the current page back into a list. */
+void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc);
+
+/* Take a page from the empty list for good. Return: false: it is QUEUED, wait for the mail. */
+bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page);
+
+/*
+ * Hand a page over from one owner to another, both operated by the caller. Return: false: it is QUEUED, and
+ * stays where it is.
+ */
+bool kslab_sc_move(struct kslab_owner *from, struct kslab_page *page, struct kslab_owner *to,
+		   struct kslab_sc *to_sc);
+
+/* Lists, counts and bits of a class agree. Return: NULL, or what is wrong, *where: which page. O(pages). */
+const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_sc *sc,
+			    const struct kslab_page **where);
+
+/* Calls fn for every page of the class. */
+void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page), void *ctx);
+
+#endif

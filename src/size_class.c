@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT
+ * size_class.c - owns the choice of object page lengths.
+ * Rank: 1.  Pure functions.
+ */
+#include "size_class.h"
+
+/* At most 1/8 of an object page may lie behind its last slot, where the limit allows that. */
+static bool is_wasteful(size_t bytes, size_t run_bytes)
+{
+	return run_bytes < bytes || run_bytes % bytes > run_bytes / 8;
+}
+
+void kslab_class_runs(size_t bytes, size_t page_bytes, size_t max_page_bytes, uint16_t *min_run,
+		      uint16_t *max_run)
+{
+	size_t run = page_bytes;
+
+	while (run < max_page_bytes && is_wasteful(bytes, run))
+		run *= 2;
+	*min_run = (uint16_t)(run / page_bytes);
+	while (run < max_page_bytes && run * 2 / bytes <= KSLAB_PAGE_SLOTS)
+		run *= 2;
+	*max_run = (uint16_t)(run / page_bytes);
+}
