@@ -165,7 +165,7 @@ size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *obje
 	for (page = heap->large.head; page != NULL && !walk.stopped;
 	     page = kslab_page_list_after(&heap->large, page)) {
 		walk.seen++;
-		walk.stopped = !fn(ctx, (void *)page->data, kslab_heap_large_bytes(heap, page));
+		walk.stopped = !fn(ctx, (void *)page->data, kslab_large_bytes(heap, page));
 	}
 	return walk.seen;
 }

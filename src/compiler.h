@@ -23,6 +23,9 @@
 #define KSLAB_CALLER() __builtin_return_address(0)
 #define KSLAB_ARRAY_LENGTH(a) (sizeof(a) / sizeof((a)[0]))
 
+/* Make the compiler forget what it knows of a variable: keeps it from sharing a masked copy (two instructions). */
+#define KSLAB_HIDE(variable) __asm__("" : "+r"(variable))
+
 /* Orders the compiler, not the machine: enough towards an interrupt on the same CPU. */
 #define KSLAB_BARRIER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
@@ -96,6 +99,26 @@ KSLAB_INLINE unsigned kslab_log2(size_t n)
 		}
 	}
 	return r;
+}
+
+/* n / by, by != 0; bit by bit where the machine has no divider, so that libgcc is not called. Not for fast paths. */
+KSLAB_INLINE size_t kslab_divide(size_t n, size_t by)
+{
+#if (defined(__arm__) && !defined(__ARM_FEATURE_IDIV)) || (defined(__riscv) && !defined(__riscv_div)) ||        \
+	defined(KSLAB_NO_DIVIDE)
+	size_t quotient = 0, rest = 0;
+
+	for (unsigned bit = 8 * (unsigned)sizeof(n); bit-- > 0;) {
+		rest = rest << 1 | (n >> bit & 1);
+		if (rest >= by) {
+			rest -= by;
+			quotient |= (size_t)1 << bit;
+		}
+	}
+	return quotient;
+#else
+	return n / by;
+#endif
 }
 
 KSLAB_INLINE bool kslab_is_power_of_two(size_t n)

@@ -63,10 +63,10 @@ void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const vo
 void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request);
 void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags, const void *caller);
 void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller);
-void kslab_heap_word_full(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page);
+void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone);
 /* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
-void *kslab_heap_malloc_slow(struct kslab_heap *heap, size_t n);
-void kslab_heap_free_cold(struct kslab_heap *heap, void *p);
+void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap);
+void kslab_heap_free_cold(void *p, struct kslab_heap *heap);
 
 /* A failed call: remember why. Return: NULL. */
 void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason);
@@ -81,9 +81,40 @@ void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct ksl
 /* Class for n bytes at an alignment; KSLAB_CLASSES: none, a page run. */
 unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align);
 
-/* Large blocks. */
-bool kslab_heap_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
-size_t kslab_heap_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
+/* ---- large blocks --------------------------------------------------------------------------------------- */
+
+/* What page->owner holds while a large block is live. */
+KSLAB_INLINE uintptr_t kslab_large_tag(const struct kslab_heap *heap)
+{
+	return (uintptr_t)heap | KSLAB_TAG_LARGE;
+}
+
+void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags);
+/* Return: false: not the start of a live block. */
+bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address);
+/* In place; false: move it. */
+bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
+size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
+/* Blocks that were freed where the lock could not be taken. */
+void kslab_large_release_deferred(struct kslab_heap *heap);
+
+/* ---- zones and pages ------------------------------------------------------------------------------------ */
+
+void kslab_zone_init(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level);
+/* Every level that this CPU has is busy: make one more. Return: KSLAB_OK: try to enter again. */
+enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags);
+/* A cache gets its part of a zone when it is first used there. */
+enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
+				       unsigned index);
+/* Of an entered zone: find all empty pages; take the oldest one out (NULL: none, or all QUEUED). */
+void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone);
+struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone);
+void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count, const void *caller);
+
+/* The page source has failed: take back what lies idle. Return: true if it is worth trying again. */
+bool kslab_heap_relieve(struct kslab_heap *heap);
+/* Take a page of the class with free slots from limbo into an entered zone. */
+bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
 
 /* A page of the class or cache, not inserted yet; and back. */
 struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct kslab_request *request,
@@ -113,14 +144,14 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 	uintptr_t object;
 
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return kslab_heap_malloc_slow(heap, n);
+		return kslab_heap_malloc_slow(n, heap);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
 	if (KSLAB_CFG_LEVELS > 1) {
 		if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
 			KSLAB_PORT_UNPIN();
-			return kslab_heap_malloc_slow(heap, n);
+			return kslab_heap_malloc_slow(n, heap);
 		}
 		kslab_zone_enter(zone);
 	}
@@ -130,10 +161,10 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 		if (KSLAB_CFG_LEVELS > 1)
 			kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
-		return kslab_heap_malloc_slow(heap, n);
+		return kslab_heap_malloc_slow(n, heap);
 	}
 	KSLAB_STORE_RELAXED(avail, word & (word - 1));
-	object = sc->base + (uintptr_t)kslab_ctz(word) * sc->size;
+	object = sc->base + (uint32_t)(kslab_ctz(word) * sc->size); /* a word's slots span less than 4 GiB */
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
@@ -145,20 +176,19 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	uintptr_t address = (uintptr_t)p, key;
 	size_t top = kslab_page_map_top_index(&heap->map, address);
 	struct kslab_page *page;
-	struct kslab_bits *bits;
 	struct kslab_zone *zone;
-	kslab_word freed, bit;
+	kslab_word *bits, freed, taken;
 	uint32_t index;
 
-	if (KSLAB_UNLIKELY(top >= KSLAB_LOAD_ACQUIRE(&heap->map.used))) {
-		kslab_heap_free_cold(heap, p);
+	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
+		kslab_heap_free_cold(p, heap);
 		return;
 	}
-	page = KSLAB_LOAD_RELAXED(kslab_page_map_entry(KSLAB_LOAD_RELAXED(&heap->map.top[top]), address));
+	page = *kslab_page_map_entry(heap->map.top[top], address);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	/* Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns nothing. */
-	key = KSLAB_LOAD_RELAXED(&zone->owner.key);
+	key = zone->owner.key;
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_enter(zone);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&page->owner) != key))
@@ -166,15 +196,17 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	index = kslab_page_index(page, address);
 	if (KSLAB_UNLIKELY(index >= page->slots))
 		goto cold;
-	bits = &page->bits[index / KSLAB_WORD_BITS];
-	bit = kslab_bit(index);
-	freed = bits->freed;
-	if (KSLAB_UNLIKELY(((freed | bits->avail | KSLAB_LOAD_RELAXED(&bits->remote)) & bit) != 0))
+	/* Indexed as words, so that x86 folds the scale; tested and set so that it uses bt and bts. */
+	bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
+	freed = bits[1];
+	taken = KSLAB_LOAD_RELAXED(&bits[2]) | bits[0] | freed;
+	if (KSLAB_UNLIKELY((taken >> (index % KSLAB_WORD_BITS)) & 1))
 		goto cold;
-	freed |= bit;
-	KSLAB_STORE_RELAXED(&bits->freed, freed);
+	KSLAB_HIDE(index);
+	freed |= kslab_bit(index);
+	KSLAB_STORE_RELAXED(&bits[1], freed);
 	if (KSLAB_UNLIKELY(freed == ~(kslab_word)0)) {
-		kslab_heap_word_full(heap, zone, page);
+		kslab_heap_word_full(page, zone);
 		return;
 	}
 	if (KSLAB_CFG_LEVELS > 1)
@@ -187,7 +219,7 @@ cold:
 		KSLAB_STORE_RELAXED(&zone->owner.key, key);
 	}
 	KSLAB_PORT_UNPIN();
-	kslab_heap_free_cold(heap, p);
+	kslab_heap_free_cold(p, heap);
 }
 
 #endif

@@ -109,9 +109,9 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 		return NULL;
 	if (page->state == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
-		if (n > bytes / 4 && n > KSLAB_CLASS_MAX_BYTES && kslab_heap_large_resize(heap, page, n))
+		if (n > bytes / 4 && n > KSLAB_CLASS_MAX_BYTES && kslab_large_resize(heap, page, n))
 			return p;
-	} else if (n <= bytes && n >= bytes / 2) {
+	} else if (page->sc->cls != KSLAB_CLASS_CACHE && page->sc->cls == kslab_heap_class(heap, n, 1)) {
 		return p;
 	}
 	return move(heap, p, bytes, n, caller);
@@ -149,8 +149,8 @@ static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page
 	unsigned cls = kslab_heap_class(heap, n, align);
 
 	if (page->state == KSLAB_PAGE_LARGE)
-		return cls == KSLAB_CLASSES && n <= kslab_heap_large_bytes(heap, page) &&
-		       kslab_heap_large_bytes(heap, page) - n < heap->page_bytes;
+		return cls == KSLAB_CLASSES && n <= kslab_large_bytes(heap, page) &&
+		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
 	return page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || page->sc->cls == cls;
 }
 

@@ -22,9 +22,11 @@ static uintptr_t biased(const struct kslab_page_map *map, size_t top, struct ksl
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base)
 {
 	map->base = base;
-	KSLAB_STORE_RELAXED(&map->used, (size_t)0);
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		KSLAB_STORE_RELAXED(&nobody_leaf[i], &kslab_page_nobody);
+	for (size_t top = 0; top < KSLAB_CFG_TOP_ENTRIES; top++)
+		KSLAB_STORE_RELAXED(&map->top[top], biased(map, top, nobody_leaf));
+	map->limit = KSLAB_CFG_TOP_ENTRIES;
 }
 
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
@@ -37,8 +39,7 @@ bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, si
 
 static bool has_leaf(const struct kslab_page_map *map, size_t top)
 {
-	return top < KSLAB_LOAD_ACQUIRE(&map->used) &&
-	       KSLAB_LOAD_ACQUIRE(&map->top[top]) != biased(map, top, nobody_leaf);
+	return KSLAB_LOAD_ACQUIRE(&map->top[top]) != biased(map, top, nobody_leaf);
 }
 
 bool kslab_page_map_lacks_leaf(const struct kslab_page_map *map, uintptr_t start, size_t bytes,
@@ -63,12 +64,8 @@ void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void
 
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		leaf[i] = &kslab_page_nobody;
-	for (size_t i = map->used; i < top; i++)
-		KSLAB_STORE_RELAXED(&map->top[i], biased(map, i, nobody_leaf));
-	/* Entries before the count that admits them: pairs with the dependent loads of a look-up. */
+	/* The leaf's entries before the leaf: pairs with the dependent loads of a look-up. */
 	KSLAB_STORE_RELEASE(&map->top[top], biased(map, top, leaf));
-	if (map->used <= top)
-		KSLAB_STORE_RELEASE(&map->used, top + 1);
 }
 
 static struct kslab_page **entry_of(const struct kslab_page_map *map, uintptr_t address)

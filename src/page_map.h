@@ -2,7 +2,7 @@
  * page_map.h - owns the way from any address to its descriptor, or to nothing.
  * Rank: 2.  Runs: look-ups anywhere; changes by whoever owns the pages, leaves under the heap lock.
  *
- *     address - base                    top[used]             leaf: one entry per grain (4 KiB)
+ *     address - base                    top[limit]            leaf: one entry per grain (4 KiB)
  *     [ top index | leaf index | offset ]   |                     |
  *           |            |                  v                     v
  *           +------------|-----------> biased leaf pointer --> descriptor
@@ -35,16 +35,17 @@ KSLAB_INLINE struct kslab_page **kslab_page_map_entry(uintptr_t biased, uintptr_
 	return (struct kslab_page **)(biased + (address >> KSLAB_CFG_GRAIN_SHIFT) * sizeof(struct kslab_page *));
 }
 
-/* The descriptor of any address; never NULL. */
+/*
+ * The descriptor of any address; never NULL. Plain loads: whoever holds a pointer of the heap got it by a
+ * synchronisation after the entries were written, and a wild address finds one valid entry or another.
+ */
 KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map *map, uintptr_t address)
 {
 	size_t top = kslab_page_map_top_index(map, address);
 
-	/* Acquire: a wild address may name an entry that is just being admitted. */
-	if (KSLAB_UNLIKELY(top >= KSLAB_LOAD_ACQUIRE(&map->used)))
+	if (KSLAB_UNLIKELY(top >= map->limit))
 		return &kslab_page_nobody;
-	/* Relaxed: whoever holds a pointer got it by a synchronisation after the map was written. */
-	return KSLAB_LOAD_RELAXED(kslab_page_map_entry(KSLAB_LOAD_RELAXED(&map->top[top]), address));
+	return *kslab_page_map_entry(map->top[top], address);
 }
 
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base);

@@ -49,12 +49,17 @@ void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state)
 
 /* ---- raw runs ------------------------------------------------------------------------------------------- */
 
-void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address)
+void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
+	/* At a multiple of its size: physical memory or a direct map then lies inside from its beginning. */
+	uintptr_t base = address & ~(uintptr_t)(KSLAB_WINDOW_BYTES - 1);
+
 	if (heap->window_placed)
 		return;
-	/* At a multiple of its size: physical memory or a direct map then lies inside from its beginning. */
-	kslab_page_map_init(&heap->map, address & ~(uintptr_t)(KSLAB_WINDOW_BYTES - 1));
+	/* Memory that would stick out at the end, or a base that was asked for: begin there. */
+	if (KSLAB_WINDOW_BYTES - (uint64_t)(address - base) < bytes || bytes == 0)
+		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
+	kslab_page_map_init(&heap->map, base);
 	heap->window_placed = true;
 }
 
@@ -125,7 +130,7 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 	} else if (address + (bytes - 1) < address) {
 		what = "page source: page wraps the address space";
 	} else if (kslab_heap_lock(heap, &state)) {
-		kslab_source_place_window(heap, address);
+		kslab_source_place_window(heap, address, bytes);
 		if (!kslab_page_map_covers(&heap->map, address, bytes)) {
 			what = "page source: page outside the window";
 		} else if (is_known(heap, address, bytes)) {

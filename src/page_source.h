@@ -57,7 +57,7 @@ void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, uns
 /* Everything that is left goes back: the heap ends. */
 void kslab_source_fini(struct kslab_heap *heap);
 
-/* First page or region: where the address window begins. Under the lock, or in init. */
-void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address);
+/* First page or region, or (bytes = 0) the wish of the configuration: place the window. Under the lock, or in init. */
+void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
 #endif

@@ -371,11 +371,11 @@ static size_t descriptor_bytes(uint32_t slots)
 /* Most slots that leave room for their own descriptor. */
 static uint32_t slots_for(size_t size, size_t page_bytes)
 {
-	uint32_t slots = (uint32_t)(page_bytes / size);
+	uint32_t slots = (uint32_t)kslab_divide(page_bytes, size);
 
 	while (slots != 0 && slots * size + descriptor_bytes(slots) > page_bytes) {
 		size_t over = slots * size + descriptor_bytes(slots) - page_bytes;
-		uint32_t step = (uint32_t)(over / (size + sizeof(struct kslab_bits)));
+		uint32_t step = (uint32_t)kslab_divide(over, size + sizeof(struct kslab_bits));
 
 		slots -= step != 0 ? step : 1;
 	}

@@ -24,7 +24,7 @@ KSLAB_INLINE void *kslab_sc_pop(struct kslab_sc *sc)
 	if (KSLAB_UNLIKELY(word == 0))
 		return NULL;
 	KSLAB_STORE_RELAXED(avail, word & (word - 1));
-	return (void *)(sc->base + (uintptr_t)kslab_ctz(word) * sc->size);
+	return (void *)(sc->base + (uint32_t)(kslab_ctz(word) * sc->size));
 }
 
 /*

@@ -7,7 +7,7 @@
 /* At most 1/8 of an object page may lie behind its last slot, where the limit allows that. */
 static bool is_wasteful(size_t bytes, size_t run_bytes)
 {
-	return run_bytes < bytes || run_bytes % bytes > run_bytes / 8;
+	return run_bytes < bytes || run_bytes - kslab_divide(run_bytes, bytes) * bytes > run_bytes / 8;
 }
 
 void kslab_class_runs(size_t bytes, size_t page_bytes, size_t max_page_bytes, uint16_t *min_run,
@@ -17,8 +17,8 @@ void kslab_class_runs(size_t bytes, size_t page_bytes, size_t max_page_bytes, ui
 
 	while (run < max_page_bytes && is_wasteful(bytes, run))
 		run *= 2;
-	*min_run = (uint16_t)(run / page_bytes);
-	while (run < max_page_bytes && run * 2 / bytes <= KSLAB_PAGE_SLOTS)
+	*min_run = (uint16_t)(run >> kslab_log2(page_bytes));
+	while (run < max_page_bytes && kslab_divide(run * 2, bytes) <= KSLAB_PAGE_SLOTS)
 		run *= 2;
-	*max_run = (uint16_t)(run / page_bytes);
+	*max_run = (uint16_t)(run >> kslab_log2(page_bytes));
 }

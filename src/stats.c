@@ -150,7 +150,7 @@ static size_t percent(size_t part, size_t whole)
 		part /= 2;
 		whole /= 2;
 	}
-	return (100 * part + whole / 2) / whole;
+	return kslab_divide(100 * part + whole / 2, whole);
 }
 
 static void print_row(const struct printer *printer, const char *name, const struct kslab_class_stats *row,

@@ -129,11 +129,12 @@ size_t kslab_zone_try_reclaim_pages(struct kslab_zone_allocator *zone, size_t to
 		return 0;
 	if (++zone->next_reclaim >= zone->classes)
 		zone->next_reclaim = 0;
-	for (unsigned n = 0; n < zone->classes && reclaimed < to_reclaim; n++) {
-		struct kslab_sc_allocator *sc = &zone->sc[(zone->next_reclaim + n) % zone->classes];
+	for (unsigned n = 0, next = zone->next_reclaim; n < zone->classes && reclaimed < to_reclaim; n++) {
+		struct kslab_sc_allocator *sc = &zone->sc[next];
 
 		reclaim.page_bytes = sc->page_bytes;
 		reclaimed += kslab_sc_try_reclaim_pages(sc, to_reclaim - reclaimed, give_back, &reclaim);
+		next = next + 1 == zone->classes ? 0 : next + 1;
 	}
 	return reclaimed;
 }

@@ -50,7 +50,7 @@ struct kslab_zone {
 /* Address -> descriptor. top[i] is biased: top[i] + (address >> GRAIN_SHIFT) * sizeof(pointer) is the entry. */
 struct kslab_page_map {
 	uintptr_t base;   /* [I] first address of the window */
-	size_t used;      /* [a] entries of top that are valid; only grows */
+	size_t limit;     /* [I] entries of top: all, or 0 while there is no window */
 	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
 };
 
@@ -112,6 +112,7 @@ struct kslab_heap {
 	kslab_report_fn report;
 	void *report_ctx;
 	bool window_placed;    /* map.base is valid */
+	bool packs;            /* objects above a page need not be page aligned */
 
 	/* shared */
 	struct kslab_lock lock;       /* [a] */

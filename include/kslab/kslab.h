@@ -41,10 +41,11 @@ struct kslab_config {
 	size_t page_bytes;     /* base page: power of two >= 2^KSLAB_CFG_GRAIN_SHIFT; 0: 4096 */
 	size_t max_page_bytes; /* longest object page: power of two; 0: 64 KiB */
 	size_t min_align;      /* 8 or 16: alignment of every object of at least that size; 0: 16 on 64-bit, 8 on 32 */
+	bool packs;            /* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
 	size_t retain_bytes;   /* empty object pages a CPU keeps; 0: 512 KiB; KSLAB_RETAIN_NONE: nothing */
 	size_t max_pages;      /* quota of base pages; 0: none */
 	size_t emergency_pages; /* base pages set aside for KSLAB_RESERVE requests */
-	uintptr_t window_base; /* first address the heap can manage; 0: found from the first page */
+	uintptr_t window_base; /* in the first address range to manage; 0: found from the first page or region */
 
 	/* Regions only: called with a free run whose contents are not needed; the run MUST read as zero after. */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
@@ -140,7 +141,7 @@ void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size);
 
 /*
  * kslab_realloc - change the size of an object
- * In place where the class or the page run allows. NULL p: allocates; n = 0: frees and returns NULL.
+ * In place while the class stays, or where the page run can be cut or grown. NULL p: allocates; n = 0: frees and returns NULL.
  * On failure p stays valid and unchanged. Keeps natural alignment of power-of-two sizes, not aligned_alloc's.
  */
 void *kslab_realloc(void *p, size_t n);

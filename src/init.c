@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: MIT
+ * init.c - owns the start and the end of a heap: configuration, routes, regions, page source.
+ * Rank: 5.  Runs: once, or in a thread.
+ */
+#include "heap.h"
+#include "page_list.h"
+#include "region.h"
+
+#define DEFAULT_PAGE_BYTES 4096u
+#define DEFAULT_MAX_PAGE_BYTES 65536u /* 16 KiB is 2 % slower on mixed loads, 4 KiB 50 % */
+#define DEFAULT_RETAIN_BYTES (512u * 1024)
+#define DEFAULT_PURGE_BYTES (8u * 1024 * 1024)
+
+/* Bytes a slot of the class really costs, in 1/65536: its share of the longest page. */
+static uint64_t cost_of(const struct kslab_heap *heap, unsigned cls)
+{
+	size_t run = (size_t)heap->max_run[cls] << heap->page_shift, slots = kslab_divide(run, kslab_class_bytes(cls));
+	uint64_t cost = 0, rest = 0;
+
+	if (slots == 0)
+		return UINT64_MAX;
+	/* Long division of run << 16 by slots, both below 2^31: no libgcc call on 32-bit machines. */
+	for (unsigned bit = 48; bit-- > 0;) {
+		rest = rest << 1 | (bit >= 16 ? (run >> (bit - 16)) & 1 : 0);
+		cost <<= 1;
+		if (rest >= slots) {
+			rest -= slots;
+			cost |= 1;
+		}
+	}
+	return cost;
+}
+
+static bool is_usable_class(const struct kslab_heap *heap, unsigned cls)
+{
+	size_t bytes = kslab_class_bytes(cls);
+
+	/* Powers of two: the remainders are masks. Above a page, objects are page aligned. */
+	if (bytes > heap->page_bytes && (bytes & (heap->page_bytes - 1)) != 0 && !heap->packs)
+		return false;
+	return bytes <= heap->max_page_bytes && (bytes < heap->min_align || (bytes & (heap->min_align - 1)) == 0);
+}
+
+/*
+ * Which class serves which sizes. A class whose slots cost no less than a larger one's is not used: in single
+ * 4 KiB frames 1408 bytes cost as much as 2048.
+ */
+static void init_routes(struct kslab_heap *heap)
+{
+	uint64_t best_cost = UINT64_MAX;
+	uint8_t best = KSLAB_CLASSES;
+
+	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
+		kslab_class_runs(kslab_class_bytes(cls), heap->page_bytes, heap->max_page_bytes,
+				 &heap->min_run[cls], &heap->max_run[cls]);
+	for (unsigned cls = KSLAB_CLASSES; cls-- > 0;) {
+		if (is_usable_class(heap, cls) && cost_of(heap, cls) < best_cost) {
+			best = (uint8_t)cls;
+			best_cost = cost_of(heap, cls);
+		}
+		heap->use_class[cls] = best;
+	}
+	heap->route_limit = 0;
+	for (size_t i = 0; i < KSLAB_ARRAY_LENGTH(heap->route); i++) {
+		unsigned cls = heap->use_class[kslab_class_of((i + 1) * 8)];
+
+		if (cls == KSLAB_CLASSES)
+			break;
+		heap->route[i] = (uint16_t)(offsetof(struct kslab_zone, sc) + cls * sizeof(struct kslab_sc));
+		heap->route_limit = i + 1;
+	}
+	if (heap->debug_level != 0)
+		heap->route_limit = 0; /* every call goes the slow way, where the checks are */
+}
+
+static bool is_valid_config(const struct kslab_config *config, size_t page_bytes, size_t max_page_bytes,
+			    size_t min_align)
+{
+	return kslab_is_power_of_two(page_bytes) && page_bytes >= (size_t)1 << KSLAB_CFG_GRAIN_SHIFT &&
+	       page_bytes <= (size_t)1 << 30 && kslab_is_power_of_two(max_page_bytes) &&
+	       max_page_bytes >= page_bytes && max_page_bytes >> kslab_log2(page_bytes) <= 32768 &&
+	       max_page_bytes <= (size_t)1 << 30 && (min_align == 8 || min_align == 16) &&
+	       (config->alloc_pages == NULL) == (config->free_pages == NULL) && config->debug_level <= 2;
+}
+
+/* All heaps hang on the default one, so that a page of one is not taken for a page of another. */
+static void link_heap(struct kslab_heap *heap)
+{
+	struct kslab_lock_state state;
+
+	if (heap == &kslab_default_heap || !kslab_heap_lock(&kslab_default_heap, &state))
+		return;
+	heap->next_heap = kslab_default_heap.next_heap;
+	kslab_default_heap.next_heap = heap;
+	kslab_heap_unlock(&kslab_default_heap, &state);
+}
+
+static void unlink_heap(struct kslab_heap *heap)
+{
+	struct kslab_heap *other = &kslab_default_heap;
+	struct kslab_lock_state state;
+
+	if (heap == other || !kslab_heap_lock(&kslab_default_heap, &state))
+		return;
+	for (; other != NULL; other = other->next_heap)
+		if (other->next_heap == heap)
+			other->next_heap = heap->next_heap;
+	kslab_heap_unlock(&kslab_default_heap, &state);
+}
+
+static enum kslab_reason fill_emergency(struct kslab_heap *heap)
+{
+	while (heap->emergency_pages < heap->emergency_target) {
+		uintptr_t page;
+
+		page = heap->alloc_pages != NULL ? (uintptr_t)heap->alloc_pages(heap->source_ctx, 1) : 0;
+		if (page == 0)
+			return KSLAB_NO_PAGES;
+		if (page & (heap->page_bytes - 1)) {
+			heap->free_pages(heap->source_ctx, (void *)page, 1);
+			return KSLAB_NO_PAGES;
+		}
+		*(uintptr_t *)page = heap->emergency;
+		heap->emergency = page;
+		heap->emergency_pages++;
+		heap->pages_in_use++;
+	}
+	return KSLAB_OK;
+}
+
+enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config)
+{
+	const size_t retain = config->retain_bytes == 0 ? DEFAULT_RETAIN_BYTES : config->retain_bytes;
+	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : DEFAULT_PAGE_BYTES;
+	size_t max_page_bytes = config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
+	size_t min_align = config->min_align != 0 ? config->min_align : 2 * sizeof(void *);
+	struct kslab_heap *next = heap == &kslab_default_heap ? heap->next_heap : NULL;
+
+	if (page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
+		return KSLAB_BAD_ARGUMENT;
+	if (max_page_bytes < page_bytes && config->max_page_bytes == 0)
+		max_page_bytes = page_bytes;
+	if (!is_valid_config(config, page_bytes, max_page_bytes, min_align))
+		return KSLAB_BAD_ARGUMENT;
+	/* The heap's memory may hold anything; the top of the map is written entry by entry, as it grows. */
+	memset(heap, 0, offsetof(struct kslab_heap, map));
+	memset(&heap->state, 0, sizeof(*heap) - offsetof(struct kslab_heap, state));
+	heap->map.limit = 0;
+	heap->next_heap = next;
+	heap->page_bytes = page_bytes;
+	heap->page_shift = kslab_log2(page_bytes);
+	heap->max_page_bytes = max_page_bytes;
+	heap->min_align = min_align;
+	heap->packs = config->packs;
+	heap->max_pages = config->max_pages;
+	heap->purge_bytes = config->purge_bytes != 0 ? config->purge_bytes : DEFAULT_PURGE_BYTES;
+	heap->alloc_pages = config->alloc_pages;
+	heap->free_pages = config->free_pages;
+	heap->purge = config->purge;
+	heap->source_ctx = config->source_ctx;
+	heap->report = config->report;
+	heap->report_ctx = config->report_ctx;
+	heap->debug_level = config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
+	heap->retain_run = retain == KSLAB_RETAIN_NONE ? 0 : retain >> heap->page_shift;
+	heap->run_limit = UINT16_MAX;
+	heap->emergency_target = config->emergency_pages;
+	if (config->window_base != 0)
+		kslab_source_place_window(heap, config->window_base, 0);
+	init_routes(heap);
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++)
+		heap->zone[cpu] = &kslab_zone_none;
+	kslab_zone_init(heap, &heap->boot_zone, 0, 0);
+	heap->zone[0] = &heap->boot_zone;
+	if (fill_emergency(heap) != KSLAB_OK) {
+		heap->emergency_target = 0;
+		kslab_source_fini(heap);
+		heap->route_limit = 0;
+		return KSLAB_NO_PAGES;
+	}
+	heap->boot_zone.owner.key = (uintptr_t)&heap->boot_zone;
+	heap->state = KSLAB_HEAP_READY;
+	link_heap(heap);
+	return KSLAB_OK;
+}
+
+static enum kslab_reason refuse_region(struct kslab_heap *heap, void *mem, size_t bytes, const char *what)
+{
+	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_REGION,
+				       .pointer = mem,
+				       .page = mem,
+				       .page_bytes = bytes,
+				       .what = what };
+
+	kslab_report_fault(heap, &report);
+	return KSLAB_BAD_ARGUMENT;
+}
+
+enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes)
+{
+	uintptr_t start = (uintptr_t)mem;
+	struct kslab_region region = { 0 };
+	struct kslab_lock_state state;
+	const char *what = NULL;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return KSLAB_NOT_INITIALISED;
+	if (mem == NULL || bytes < 2 * heap->page_bytes)
+		return refuse_region(heap, mem, bytes, "region is too small");
+	if (start + (bytes - 1) < start || start + bytes == 0)
+		return refuse_region(heap, mem, bytes, "region wraps the address space");
+	if (!kslab_heap_lock(heap, &state))
+		return KSLAB_BUSY;
+	kslab_source_place_window(heap, start, bytes);
+	if (heap->regions == KSLAB_CFG_REGIONS)
+		what = "no region slot is left (KSLAB_CFG_REGIONS)";
+	else if (!kslab_page_map_covers(&heap->map, start, bytes))
+		what = "region lies outside the window";
+	for (unsigned i = 0; i < heap->regions && what == NULL; i++)
+		if (start < heap->region[i].end && heap->region[i].start < start + bytes)
+			what = "region overlaps an earlier one";
+	if (what == NULL && !kslab_page_map_is_free(&heap->map, start & ~(uintptr_t)(heap->page_bytes - 1), bytes))
+		what = "region overlaps pages of the heap";
+	if (what == NULL && !kslab_region_init(&region, start, bytes, heap->page_shift, heap->purge != NULL))
+		what = "region is too small";
+	if (what == NULL)
+		heap->region[heap->regions] = region;
+	if (what == NULL)
+		KSLAB_STORE_RELEASE(&heap->regions, heap->regions + 1); /* pairs with region_of */
+	kslab_heap_unlock(heap, &state);
+	return what == NULL ? KSLAB_OK : refuse_region(heap, mem, bytes, what);
+}
+
+enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes)
+{
+	const struct kslab_config config = { 0 };
+	enum kslab_reason reason = kslab_heap_init(heap, &config);
+
+	if (reason != KSLAB_OK)
+		return reason;
+	reason = kslab_heap_add_region(heap, mem, bytes);
+	if (reason != KSLAB_OK) {
+		heap->state = 0;
+		heap->route_limit = 0;
+	}
+	return reason;
+}
+
+enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap, void *(*alloc_pages)(void *, size_t),
+					     void (*free_pages)(void *, void *, size_t), void *ctx)
+{
+	struct kslab_lock_state state;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return KSLAB_NOT_INITIALISED;
+	if (alloc_pages == NULL || free_pages == NULL)
+		return KSLAB_BAD_ARGUMENT;
+	if (!kslab_heap_lock(heap, &state))
+		return KSLAB_BUSY;
+	heap->source_ctx = ctx;
+	heap->free_pages = free_pages;
+	heap->alloc_pages = alloc_pages;
+	heap->run_limit = UINT16_MAX;
+	kslab_heap_unlock(heap, &state);
+	return KSLAB_OK;
+}
+
+static void count_live(void *ctx, struct kslab_zone *zone)
+{
+	struct kslab_report *report = ctx;
+	struct kslab_sc *sc;
+
+	for (unsigned i = 0; (sc = kslab_zone_sc(zone->heap, zone, i)) != NULL; i++) {
+		const struct kslab_page_list *lists[] = { &sc->partial, &sc->full };
+
+		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
+			const struct kslab_page *page = lists[l]->head;
+
+			for (; page != NULL; page = kslab_page_list_after(lists[l], page)) {
+				report->count += kslab_page_live(page);
+				report->page = (void *)page->data;
+				report->object_bytes = sc->size;
+			}
+		}
+	}
+}
+
+static void give_all_back(void *ctx, struct kslab_zone *zone)
+{
+	struct kslab_page *page;
+
+	(void)ctx;
+	while ((page = kslab_zone_take_empty(zone->heap, zone)) != NULL)
+		kslab_heap_release_page(zone->heap, page);
+}
+
+static void collect_zone(void *ctx, struct kslab_zone *zone)
+{
+	(void)ctx;
+	kslab_zone_collect(zone->heap, zone);
+}
+
+enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
+{
+	struct kslab_report report = { .fault = KSLAB_FAULT_LIVE_OBJECTS, .caller = KSLAB_CALLER() };
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return KSLAB_NOT_INITIALISED;
+	kslab_large_release_deferred(heap);
+	kslab_heap_each_zone(heap, collect_zone, NULL);
+	kslab_heap_each_zone(heap, count_live, &report);
+	report.count += heap->large_blocks;
+	if (report.count != 0) {
+		kslab_report_fault(heap, &report);
+		return KSLAB_BAD_ARGUMENT;
+	}
+	kslab_heap_each_zone(heap, give_all_back, NULL);
+	unlink_heap(heap);
+	heap->route_limit = 0;
+	heap->state = 0;
+	heap->map.limit = 0;
+	heap->boot_zone.owner.key = 0;
+	kslab_source_fini(heap);
+	return KSLAB_OK;
+}

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT
+ * large_block.c - owns blocks above the size classes: page runs with a descriptor of their own.
+ * Rank: 5.  Runs: any CPU, any level, no zone entered.
+ */
+#include "heap.h"
+#include "page_list.h"
+
+/* Larger requests can't succeed; below this no sum of sizes wraps. */
+#define REQUEST_MAX                                                                                            \
+	((size_t)(KSLAB_WINDOW_BYTES - 1 < SIZE_MAX / 4 ? KSLAB_WINDOW_BYTES - 1 : SIZE_MAX / 4))
+
+/*
+ * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run, bytes
+ * asked for }. A run may be longer than the block when an alignment above a page was asked of a source that
+ * does not align.
+ */
+size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return (size_t)page->slots << heap->page_shift;
+}
+
+static void link_large(struct kslab_heap *heap, struct kslab_page *page, const struct kslab_run *run)
+{
+	kslab_page_map_set(&heap->map, run->address, run->pages << heap->page_shift, page);
+	kslab_page_list_insert_tail(&heap->large, page);
+	heap->large_blocks++;
+	heap->large_pages += run->pages;
+}
+
+void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
+{
+	size_t page_bytes = heap->page_bytes, pages, align_pages = align > page_bytes ? align >> heap->page_shift : 1;
+	struct kslab_lock_state state;
+	enum kslab_reason reason;
+	struct kslab_page *page;
+	struct kslab_run run;
+	uintptr_t data;
+
+	if (n > REQUEST_MAX || align > REQUEST_MAX)
+		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
+	pages = n == 0 ? 1 : (n + page_bytes - 1) >> heap->page_shift;
+	if (pages > UINT32_MAX)
+		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
+	reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
+	if (reason != KSLAB_OK && kslab_heap_relieve(heap))
+		reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
+	if (reason == KSLAB_NO_PAGES && align_pages > 1)
+		reason = kslab_source_alloc(heap, pages + align_pages - 1, 1, flags, &run);
+	if (reason != KSLAB_OK)
+		return kslab_heap_fail(heap, reason);
+	page = kslab_descriptor_alloc(heap, KSLAB_DESCRIPTOR_LARGE, flags, &reason);
+	if (page == NULL || !kslab_heap_lock(heap, &state)) {
+		kslab_source_free(heap, run.address, run.pages);
+		return kslab_heap_fail(heap, page == NULL ? reason : KSLAB_BUSY);
+	}
+	data = (run.address + align_pages * page_bytes - 1) & ~(uintptr_t)(align_pages * page_bytes - 1);
+	page->data = data;
+	page->slots = (uint32_t)pages;
+	page->inverse = 0;
+	page->sc = NULL;
+	page->state = KSLAB_PAGE_LARGE;
+	page->bits[0].avail = run.address;
+	page->bits[0].freed = run.pages;
+	page->bits[0].remote = n;
+	KSLAB_STORE_RELAXED(&page->owner, kslab_large_tag(heap));
+	link_large(heap, page, &run);
+	kslab_heap_unlock(heap, &state);
+	if ((flags & KSLAB_ZERO) && !run.zeroed)
+		memset((void *)data, 0, pages << heap->page_shift);
+	return (void *)data;
+}
+
+/* A large block that nobody can reach any more. Return: false: the lock can't be had here. */
+static bool large_release(struct kslab_heap *heap, struct kslab_page *page)
+{
+	uintptr_t address = page->bits[0].avail;
+	size_t pages = page->bits[0].freed;
+	struct kslab_lock_state state;
+
+	if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
+		return false;
+	kslab_page_list_remove(&heap->large, page);
+	heap->large_blocks--;
+	heap->large_pages -= pages;
+	kslab_heap_unlock(heap, &state);
+	kslab_page_map_set(&heap->map, address, pages << heap->page_shift, &kslab_page_released);
+	kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
+	kslab_source_free(heap, address, pages);
+	return true;
+}
+
+void kslab_large_release_deferred(struct kslab_heap *heap)
+{
+	struct kslab_page *page, *next;
+
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&heap->deferred) == NULL) || KSLAB_PORT_IN_NMI())
+		return;
+	/* Pairs with the push in large_free. */
+	page = KSLAB_EXCHANGE_ACQUIRE(&heap->deferred, (struct kslab_page *)NULL);
+	for (; page != NULL; page = next) {
+		next = page->mail_next;
+		large_release(heap, page);
+	}
+}
+
+/* Return: false: not the start of a live block. */
+bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
+{
+	uintptr_t owner = kslab_large_tag(heap);
+
+	if (address != page->data)
+		return false;
+	/* Of several frees at once exactly one wins. */
+	if (!KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL))
+		return false;
+	kslab_large_release_deferred(heap);
+	if (!large_release(heap, page)) {
+		struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->deferred);
+
+		do {
+			page->mail_next = head;
+		} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
+	}
+	return true;
+}
+
+bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n)
+{
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift, old = page->slots;
+	struct kslab_lock_state state;
+	uintptr_t end = page->data + (old << heap->page_shift);
+
+	if (n > REQUEST_MAX || pages > UINT32_MAX)
+		return false;
+	if (pages != old && (page->bits[0].avail != page->data || page->bits[0].freed != old ||
+			     !kslab_source_is_divisible(heap, page->data)))
+		return pages < old; /* a run that can't be divided is kept as it is */
+	if (pages > old && !kslab_source_extend(heap, end, pages - old))
+		return false;
+	if (pages != old) {
+		if (!kslab_heap_lock(heap, &state))
+			return false;
+		page->slots = (uint32_t)pages;
+		page->bits[0].freed = pages;
+		heap->large_pages += pages - old;
+		kslab_heap_unlock(heap, &state);
+	}
+	page->bits[0].remote = n;
+	if (pages > old) {
+		kslab_page_map_set(&heap->map, end, (pages - old) << heap->page_shift, page);
+	} else if (pages < old) {
+		end = page->data + (pages << heap->page_shift);
+		kslab_page_map_set(&heap->map, end, (old - pages) << heap->page_shift, &kslab_page_released);
+		kslab_source_free(heap, end, old - pages);
+	}
+	return true;
+}

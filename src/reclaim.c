@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: MIT
+ * reclaim.c - owns memory pressure and progress: reclaim, CPUs that come and go, limbo, idle, quiesce, reserve.
+ * Rank: 5.  Runs: any CPU, thread or interrupt, no zone entered.
+ *
+ * Limbo is a zone without a CPU: it owns the pages of CPUs that went offline, and is operated by whoever holds
+ * the heap lock. Pages that are QUEUED when their CPU goes wait in its parked zone until their mail arrives.
+ */
+#include "heap.h"
+#include "page_list.h"
+
+/* ---- memory pressure ------------------------------------------------------------------------------------ */
+
+/* Give back all empty pages of this CPU, up to `want` base pages. */
+static size_t reclaim_here(struct kslab_heap *heap, size_t want)
+{
+	size_t released = 0;
+	struct kslab_zone *zone;
+
+	KSLAB_PORT_PIN();
+	for (zone = kslab_heap_zone(heap); zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+		bool collected = false;
+
+		while (released < want) {
+			struct kslab_page *page;
+			uintptr_t late;
+			size_t late_count;
+
+			if (KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)
+				break;
+			kslab_zone_enter(zone);
+			if (!collected)
+				kslab_zone_collect(heap, zone);
+			collected = true;
+			zone->owner.reserve_run = 0;
+			page = kslab_zone_take_empty(heap, zone);
+			late = zone->owner.late;
+			late_count = zone->owner.late_count;
+			zone->owner.late = 0;
+			zone->owner.late_count = 0;
+			kslab_zone_leave(zone);
+			if (late != 0)
+				kslab_heap_report_late(heap, late, late_count, KSLAB_CALLER());
+			if (page == NULL)
+				break;
+			released += page->pages;
+			kslab_heap_release_page(heap, page);
+		}
+	}
+	KSLAB_PORT_UNPIN();
+	return released;
+}
+
+/* Move what a zone without a CPU holds into limbo. Under the lock. Pages that are QUEUED stay. */
+static void move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	struct kslab_sc *sc;
+
+	kslab_sc_drain(&zone->owner);
+	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+		struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
+
+		if (i >= KSLAB_CLASSES)
+			break; /* caches: their pages wait for the CPU to come back, or for the cache's end */
+		kslab_sc_retire(&zone->owner, sc);
+		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
+			struct kslab_page *page = lists[l]->head, *next;
+
+			for (; page != NULL; page = next) {
+				next = kslab_page_list_after(lists[l], page);
+				kslab_sc_move(&zone->owner, page, &heap->limbo->owner, &heap->limbo->sc[i]);
+			}
+		}
+	}
+}
+
+static size_t held_pages(const struct kslab_zone *zone)
+{
+	size_t pages = 0;
+
+	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
+		pages += zone->sc[cls].pages;
+	return pages;
+}
+
+/* Bring limbo up to date: mail of its own and of parked zones. Under the lock. */
+static void tend_limbo(struct kslab_heap *heap)
+{
+	size_t pages;
+
+	kslab_sc_drain(&heap->limbo->owner);
+	pages = 0;
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		struct kslab_zone *zone = heap->parked[cpu];
+
+		for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+			if (held_pages(zone) != 0)
+				move_to_limbo(heap, zone);
+			pages += held_pages(zone);
+		}
+	}
+	KSLAB_STORE_RELAXED(&heap->limbo_pages, pages + held_pages(heap->limbo));
+}
+
+/* Empty pages of limbo go back. Return: base pages. */
+static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
+{
+	size_t released = 0;
+
+	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) == 0)
+		return 0;
+	for (bool first = true; released < want; first = false) {
+		struct kslab_page *page;
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			break;
+		if (first) {
+			tend_limbo(heap);
+			kslab_zone_collect(heap, heap->limbo);
+		}
+		page = kslab_zone_take_empty(heap, heap->limbo);
+		if (page != NULL)
+			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
+		kslab_heap_unlock(heap, &state);
+		if (page == NULL)
+			break;
+		released += page->pages;
+		kslab_heap_release_page(heap, page);
+	}
+	return released;
+}
+
+/* Take a page of the class with free slots from limbo into an entered zone. */
+bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls)
+{
+	struct kslab_lock_state state;
+	struct kslab_sc *sc;
+	struct kslab_page *page;
+	bool adopted = false;
+
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	tend_limbo(heap);
+	sc = &heap->limbo->sc[cls];
+	for (page = sc->partial.head; page != NULL && !adopted; page = kslab_page_list_after(&sc->partial, page)) {
+		if (kslab_sc_move(&heap->limbo->owner, page, &zone->owner, &zone->sc[cls])) {
+			adopted = true;
+			break;
+		}
+	}
+	if (!adopted && sc->empty.head != NULL)
+		adopted = kslab_sc_move(&heap->limbo->owner, sc->empty.head, &zone->owner, &zone->sc[cls]);
+	if (adopted)
+		KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
+	kslab_heap_unlock(heap, &state);
+	return adopted;
+}
+
+/* The page source has failed: take back what lies idle. Return: true if it is worth trying again. */
+bool kslab_heap_relieve(struct kslab_heap *heap)
+{
+	size_t released;
+
+	if (KSLAB_PORT_IN_NMI())
+		return false;
+	kslab_large_release_deferred(heap);
+	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
+	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u); /* ask the others; theirs comes too late for this call */
+	return released != 0;
+}
+
+size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
+{
+	size_t released;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return 0;
+	kslab_large_release_deferred(heap);
+	released = reclaim_here(heap, pages);
+	if (released < pages)
+		released += reclaim_limbo(heap, pages - released);
+	if (released < pages)
+		KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
+	if (heap->purge != NULL)
+		kslab_source_purge(heap, 0);
+	return released;
+}
+
+/* ---- CPUs ----------------------------------------------------------------------------------------------- */
+
+static enum kslab_reason refuse_cpu(struct kslab_heap *heap, unsigned cpu, const char *what)
+{
+	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_CPU, .count = cpu, .what = what };
+
+	kslab_report_fault(heap, &report);
+	return KSLAB_BAD_ARGUMENT;
+}
+
+enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
+{
+	struct kslab_zone *zone;
+	enum kslab_reason reason;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return KSLAB_NOT_INITIALISED;
+	if (cpu >= KSLAB_CFG_CPUS)
+		return refuse_cpu(heap, cpu, "cpu number is out of range");
+	if (cpu != KSLAB_PORT_CPU())
+		return refuse_cpu(heap, cpu, "kslab_cpu_online must run on the cpu itself");
+	if (heap->zone[cpu] != &kslab_zone_none)
+		return cpu == 0 ? KSLAB_OK : refuse_cpu(heap, cpu, "cpu is online already");
+	zone = heap->parked[cpu];
+	if (zone == NULL) {
+		zone = kslab_meta_alloc(heap, sizeof(*zone), 0, &reason);
+		if (zone == NULL)
+			return reason;
+		kslab_zone_init(heap, zone, cpu, 0);
+	} else {
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			return KSLAB_BUSY;
+		heap->parked[cpu] = NULL; /* from here on nobody else operates it */
+		kslab_heap_unlock(heap, &state);
+	}
+	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
+		z->owner.key = (uintptr_t)z;
+	KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
+	return KSLAB_OK;
+}
+
+enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
+{
+	struct kslab_lock_state state;
+	struct kslab_zone *zone;
+	enum kslab_reason reason;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return KSLAB_NOT_INITIALISED;
+	if (cpu == 0 || cpu >= KSLAB_CFG_CPUS)
+		return refuse_cpu(heap, cpu, "cpu number is out of range");
+	zone = heap->zone[cpu];
+	if (zone == &kslab_zone_none)
+		return refuse_cpu(heap, cpu, "cpu is not online");
+	if (KSLAB_LOAD_ACQUIRE(&heap->limbo) == NULL) {
+		struct kslab_zone *limbo = kslab_meta_alloc(heap, sizeof(*limbo), 0, &reason), *none = NULL;
+
+		if (limbo == NULL)
+			return reason;
+		kslab_zone_init(heap, limbo, 0, 0);
+		KSLAB_CAS_ACQ_REL(&heap->limbo, &none, limbo);
+	}
+	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
+	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
+		KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)0);
+	if (!kslab_heap_lock(heap, &state)) {
+		KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
+		for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
+			KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)z);
+		return KSLAB_BUSY;
+	}
+	heap->parked[cpu] = zone;
+	tend_limbo(heap);
+	kslab_heap_unlock(heap, &state);
+	return KSLAB_OK;
+}
+
+/* ---- progress ------------------------------------------------------------------------------------------- */
+
+void kslab_heap_idle(struct kslab_heap *heap)
+{
+	struct kslab_zone *zone;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return;
+	kslab_large_release_deferred(heap);
+	KSLAB_PORT_PIN();
+	for (zone = kslab_heap_zone(heap); zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+		if (KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)
+			continue;
+		kslab_zone_enter(zone);
+		kslab_sc_drain(&zone->owner);
+		KSLAB_PORT_PIN(); /* kslab_heap_leave unpins */
+		kslab_heap_leave(heap, zone, KSLAB_CALLER());
+	}
+	KSLAB_PORT_UNPIN();
+}
+
+static void find_pending(void *ctx, struct kslab_zone *zone)
+{
+	bool *pending = ctx;
+	struct kslab_sc *sc;
+
+	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL)
+		*pending = true;
+	for (unsigned i = 0; (sc = kslab_zone_sc(zone->heap, zone, i)) != NULL && !*pending; i++) {
+		const struct kslab_page_list *lists[] = { &sc->partial, &sc->full };
+
+		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
+			const struct kslab_page *page = lists[l]->head;
+
+			for (; page != NULL; page = kslab_page_list_after(lists[l], page))
+				for (unsigned w = 0; w < kslab_page_words(page); w++)
+					if (KSLAB_LOAD_ACQUIRE(&page->bits[w].remote) != 0)
+						*pending = true;
+		}
+		if (sc->page != NULL)
+			for (unsigned w = 0; w < kslab_page_words(sc->page); w++)
+				if (KSLAB_LOAD_ACQUIRE(&sc->page->bits[w].remote) != 0)
+					*pending = true;
+	}
+}
+
+bool kslab_heap_quiesce(struct kslab_heap *heap)
+{
+	struct kslab_lock_state state;
+	struct kslab_zone *zone;
+	bool pending = false;
+
+	if (heap->state != KSLAB_HEAP_READY)
+		return true;
+	kslab_large_release_deferred(heap);
+	KSLAB_PORT_PIN();
+	for (zone = kslab_heap_zone(heap); zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+		if (KSLAB_LOAD_RELAXED(&zone->owner.key) == 0) {
+			pending = pending || zone != &kslab_zone_none;
+			continue;
+		}
+		kslab_zone_enter(zone);
+		kslab_zone_collect(heap, zone);
+		KSLAB_PORT_PIN();
+		kslab_heap_leave(heap, zone, KSLAB_CALLER());
+	}
+	KSLAB_PORT_UNPIN();
+	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 && kslab_heap_lock(heap, &state)) {
+		tend_limbo(heap);
+		kslab_zone_collect(heap, heap->limbo);
+		kslab_heap_unlock(heap, &state);
+	}
+	kslab_heap_each_zone(heap, find_pending, &pending);
+	return !pending && KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
+}
+
+void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)
+{
+	KSLAB_STORE_RELAXED(&heap->retain_run, bytes == KSLAB_RETAIN_NONE ? 0 : bytes >> heap->page_shift);
+	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
+}
+
+static uint32_t free_slots(struct kslab_owner *owner, const struct kslab_sc *sc)
+{
+	const struct kslab_page_list *lists[] = { &sc->partial, &sc->empty };
+	uint32_t slots = 0;
+
+	(void)owner;
+	if (sc->page != NULL)
+		slots = sc->page->slots - kslab_page_live(sc->page);
+	for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
+		const struct kslab_page *page = lists[l]->head;
+
+		for (; page != NULL; page = kslab_page_list_after(lists[l], page))
+			slots += page->slots - kslab_page_live(page);
+	}
+	return slots;
+}
+
+bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request, size_t count)
+{
+	enum kslab_reason reason;
+
+	for (;;) {
+		struct kslab_page *page;
+		struct kslab_zone *zone;
+		struct kslab_sc *sc = NULL;
+		uint32_t pages_so_far;
+		bool enough;
+
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_enter(heap);
+		if (zone != NULL)
+			sc = kslab_request_sc(zone, request);
+		if (sc == NULL) {
+			unsigned index = zone != NULL ? kslab_zone_index(zone) : 0;
+
+			if (zone != NULL)
+				kslab_zone_leave(zone);
+			KSLAB_PORT_UNPIN();
+			reason = zone != NULL ? kslab_cache_add_zone(heap, request, index) : kslab_heap_add_level(heap, request->flags);
+			if (reason == KSLAB_OK)
+				continue;
+			kslab_heap_fail(heap, reason);
+			return false;
+		}
+		enough = free_slots(&zone->owner, sc) >= count;
+		pages_so_far = sc->pages;
+		kslab_heap_leave(heap, zone, request->caller);
+		if (enough)
+			return true;
+		page = kslab_heap_make_page(heap, request, pages_so_far, &reason);
+		if (page == NULL) {
+			kslab_heap_fail(heap, reason);
+			return false;
+		}
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_enter(heap);
+		sc = zone != NULL ? kslab_request_sc(zone, request) : NULL;
+		if (sc == NULL) {
+			if (zone != NULL)
+				kslab_zone_leave(zone);
+			KSLAB_PORT_UNPIN();
+			kslab_heap_release_page(heap, page);
+			return false;
+		}
+		kslab_sc_insert(&zone->owner, sc, page, kslab_heap_page_tags(heap, request));
+		zone->counters.pages_made++;
+		zone->owner.reserve_run += page->pages;
+		kslab_heap_leave(heap, zone, request->caller);
+	}
+}
