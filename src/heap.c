@@ -27,7 +27,7 @@ struct kslab_zone kslab_zone_none = { .sc = { [0 ... KSLAB_CLASSES - 1] = NO_CLA
 
 /* ---- zones ---------------------------------------------------------------------------------------------- */
 
-void kslab_zone_init(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level)
+void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level)
 {
 	memset(zone, 0, sizeof(*zone));
 	zone->heap = heap;
@@ -76,7 +76,7 @@ enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags)
 	fresh = kslab_meta_alloc(heap, sizeof(*fresh), flags, &reason);
 	if (fresh == NULL)
 		return reason;
-	kslab_zone_init(heap, fresh, last->cpu, last->level + 1u);
+	kslab_zone_start(heap, fresh, last->cpu, last->level + 1u);
 	fresh->owner.key = (uintptr_t)fresh;
 	/* An interrupt may have added this level meanwhile: then ours is unused metadata until the heap ends. */
 	KSLAB_CAS_ACQ_REL(&last->inner, &none, fresh);

@@ -100,7 +100,7 @@ void kslab_large_release_deferred(struct kslab_heap *heap);
 
 /* ---- zones and pages ------------------------------------------------------------------------------------ */
 
-void kslab_zone_init(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level);
+void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level);
 /* Every level that this CPU has is busy: make one more. Return: KSLAB_OK: try to enter again. */
 enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags);
 /* A cache gets its part of a zone when it is first used there. */

@@ -169,7 +169,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	init_routes(heap);
 	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++)
 		heap->zone[cpu] = &kslab_zone_none;
-	kslab_zone_init(heap, &heap->boot_zone, 0, 0);
+	kslab_zone_start(heap, &heap->boot_zone, 0, 0);
 	heap->zone[0] = &heap->boot_zone;
 	if (fill_emergency(heap) != KSLAB_OK) {
 		heap->emergency_target = 0;

@@ -214,7 +214,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 		zone = kslab_meta_alloc(heap, sizeof(*zone), 0, &reason);
 		if (zone == NULL)
 			return reason;
-		kslab_zone_init(heap, zone, cpu, 0);
+		kslab_zone_start(heap, zone, cpu, 0);
 	} else {
 		struct kslab_lock_state state;
 
@@ -247,7 +247,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 
 		if (limbo == NULL)
 			return reason;
-		kslab_zone_init(heap, limbo, 0, 0);
+		kslab_zone_start(heap, limbo, 0, 0);
 		KSLAB_CAS_ACQ_REL(&heap->limbo, &none, limbo);
 	}
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
