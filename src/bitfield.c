@@ -72,6 +72,47 @@ void kslab_bittree_clear(kslab_word *tree, size_t bits, size_t bit)
 	}
 }
 
+/* Bits of word i that lie in [first, first + n). */
+static kslab_word range_mask(size_t i, size_t first, size_t n)
+{
+	kslab_word mask = ~(kslab_word)0;
+	size_t start = i * KSLAB_WORD_BITS;
+
+	if (first > start)
+		mask &= ~(kslab_word)0 << (first - start);
+	if (first + n < start + KSLAB_WORD_BITS)
+		mask &= ~(~(kslab_word)0 << (first + n - start));
+	return mask;
+}
+
+void kslab_bittree_set_range(kslab_word *tree, size_t bits, size_t first, size_t n)
+{
+	for (size_t i = first / KSLAB_WORD_BITS; i * KSLAB_WORD_BITS < first + n; i++) {
+		bool had = tree[i] != 0;
+
+		tree[i] |= range_mask(i, first, n);
+		if (!had && bits > KSLAB_WORD_BITS)
+			kslab_bittree_set(tree + words_of(bits), words_of(bits), i);
+	}
+}
+
+size_t kslab_bittree_clear_range(kslab_word *tree, size_t bits, size_t first, size_t n)
+{
+	size_t cleared = 0;
+
+	for (size_t i = first / KSLAB_WORD_BITS; i * KSLAB_WORD_BITS < first + n; i++) {
+		kslab_word gone = tree[i] & range_mask(i, first, n);
+
+		if (gone == 0)
+			continue;
+		tree[i] &= ~gone;
+		cleared += kslab_popcount(gone);
+		if (tree[i] == 0 && bits > KSLAB_WORD_BITS)
+			kslab_bittree_clear(tree + words_of(bits), words_of(bits), i);
+	}
+	return cleared;
+}
+
 size_t kslab_bittree_first(const kslab_word *tree, size_t bits)
 {
 	const kslab_word *level[KSLAB_BITTREE_LEVELS + 4];

@@ -21,6 +21,9 @@ size_t kslab_bittree_words(size_t bits);
 bool kslab_bittree_test(const kslab_word *tree, size_t bit);
 void kslab_bittree_set(kslab_word *tree, size_t bits, size_t bit);
 void kslab_bittree_clear(kslab_word *tree, size_t bits, size_t bit);
+/* The same for bits [first, first + n). Return of clear: how many were set. O(n / word). */
+void kslab_bittree_set_range(kslab_word *tree, size_t bits, size_t first, size_t n);
+size_t kslab_bittree_clear_range(kslab_word *tree, size_t bits, size_t first, size_t n);
 /* Lowest set bit, or KSLAB_BITTREE_NONE. */
 size_t kslab_bittree_first(const kslab_word *tree, size_t bits);
 

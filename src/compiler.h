@@ -41,6 +41,7 @@
 #define KSLAB_FETCH_OR_SEQ(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
 #define KSLAB_FETCH_AND_RELEASE(p, v) __atomic_fetch_and((p), (v), __ATOMIC_RELEASE)
 #define KSLAB_FETCH_ADD_RELAXED(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+#define KSLAB_FETCH_ADD_RELEASE(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELEASE)
 #define KSLAB_EXCHANGE_ACQUIRE(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQUIRE)
 /* Strong compare and exchange: true if *p was *expected; else *expected = *p. */
 #define KSLAB_CAS_ACQ_REL(p, expected, v)                                                                      \

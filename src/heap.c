@@ -2,7 +2,88 @@
  * heap.c - owns a heap: its zones, object pages, large blocks, memory pressure.
  * Rank: 5.  Runs: any CPU, any level; each function says what it may call.
  *
-@THEORY@
+ * ---- Theory of the heap ---------------------------------------------------------------------------------
+ *
+ * Memory. Base pages come from the page source. A run of them becomes an object page: equal slots, and out of
+ * line a descriptor with three bits for each slot:
+ *
+ *     avail   may be issued; the owner pops from it      |  a live slot has none of the three,
+ *     freed   freed by the owner, or harvested           |  a free slot exactly one
+ *     remote  freed by others, not taken in yet          |
+ *
+ *             local free          harvest (owner)
+ *     live ---------------> freed <-------------- remote <--- live     (free on another CPU)
+ *       ^                     |
+ *       +------ avail <-------+  issue: 64 slots at once, when a word becomes current
+ *
+ * They are three words because an allocation that pops from one and a free that sets another do not wait for
+ * each other's stores. Free memory itself is never touched.
+ *
+ * The life of an allocation. n -> route[] -> this CPU's class (struct kslab_sc) -> the cached word `avail` ->
+ * lowest bit -> address. No count, no lock. If the word is used up (kslab_sc_next): the next word of the page,
+ * harvesting its remote bits first; then mail; the next partial page, oldest first; an empty page; a page out of
+ * limbo; the page source (two-phase: outside the zone, then everything is looked at again); memory pressure
+ * (kslab_heap_relieve); NULL and a reason.
+ *
+ * The life of a free. Address -> page_map -> descriptor. If its owner equals this zone's key the page is ours, not
+ * full, and nobody of this CPU is inside: exact division gives the slot, or refuses; the three bits give the
+ * verdict; one store to `freed`. If that word is now full the page may have become empty. Any other owner value
+ * (full page, other CPU, other level, cache, large block, debug, nobody) leads to kslab_heap_free_slow.
+ *
+ * On another CPU: one fetch_or on `remote`; its old value decides between free and double free. If the page is ARMED,
+ * the freer flips it to QUEUED and pushes it on the owner's mailbox.
+ *
+ * ---- Invariants -----------------------------------------------------------------------------------------
+ *
+ * I1  Each slot has at most one of its bits set (a racing double free may add `remote` until the next harvest).
+ * I2  `avail` is nonzero only in the current word of a current page.
+ * I3  Bits of `freed` past the last slot are always set, so "all ones" means "no live slot in this word".
+ * I4  A page is in exactly the list that its state names; CURRENT pages are in none. FULL pages, and only they,
+ *     have KSLAB_TAG_FULL in their owner. Counts of a class are the lengths of its lists.
+ * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's CPU writes it; an
+ *     interrupt leaves it as it found it.
+ * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED, QUEUED, or about
+ *     to be harvested. A QUEUED page is in its owner's mailbox or on its way there, does not change hands, and
+ *     is not released. ARMED goes to QUEUED (by a freer) or IDLE (by the owner) by compare-and-swap only.
+ * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner of one whose
+ *     page has gone. The worst is a spurious mail to the next owner, which harvests nothing and arms again.
+ *
+ * ---- Memory order ---------------------------------------------------------------------------------------
+ *
+ * fetch_or on remote releases the freer's last writes to the object; the harvest's load acquires them. Arming is
+ * Dekker's pattern: the owner stores ARMED, then reads remote; the freer sets its bit, then reads mail; all four
+ * are sequentially consistent, so one sees the other. The owner publishes a bit where it goes before it clears it where
+ * it was (release), and a remote freer looks in the order of that way (acquire), so a second free finds the bit
+ * somewhere. A push to the mailbox releases, the drain acquires. tests/wmm runs this source under a weak-memory checker, with
+ * every order weakened in turn. What can't be decided: a second free whose fetch_or lands after the slot was harvested and
+ * issued again; that is a free of the new object (misuse row 3), and debug level 2 catches it.
+ *
+ * ---- Interrupts -----------------------------------------------------------------------------------------
+ *
+ * Entering a zone is a plain store (key = 0). A handler that finds the key 0 uses the zone of the next level and
+ * sees the outer zone's pages as another CPU's. A handler that comes before the store is over when we go on; what was
+ * read before the store and may have changed (the owner of the page) is compared after it. Nothing is masked.
+ * The heap lock saves interrupts and is only tried in an NMI. A free needs no zone: it can always be remote.
+ *
+ * ---- Locks ----------------------------------------------------------------------------------------------
+ *
+ * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a zone.
+ * 2. the lock of the default heap, for the list of heaps; never together with 1 but in is_known(), which reads.
+ * No lock and no zone is held while a callback of the kernel (page source, purge, report, constructor) runs.
+ *
+ * ---- What we chose not to do ----------------------------------------------------------------------------
+ *
+ * No per-object free lists (they touch free memory, and can't tell a double free). No counts on the fast path. No
+ * merging of classes between CPUs: pages move when a CPU goes offline, not for balance. No randomisation.
+ *
+ * ---- Tuning record --------------------------------------------------------------------------------------
+ *
+ * Class spacing: eight per doubling up to 2 KiB instead of four costs partly used pages and saves about 4 % of memory
+ * on kernel-like mixes. Object pages start at the shortest useful length and double after every eight, so
+ * that a class wastes at most about 1/8 of itself in its newest page. Partial pages: new ones to the tail; to
+ * the head they thrash. Word triples side by side rather than three arrays: a cold or remote free touches two
+ * lines, not three. Page map with plain loads and a fixed limit: four instructions less than a growing count.
+ * Masked index kept from being shared (KSLAB_HIDE): two less. Key compared after entering: no second check.
  */
 #include "heap.h"
 #include "page_list.h"

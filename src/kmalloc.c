@@ -84,12 +84,13 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
-	void *fresh = kslab_heap_alloc_any(heap, n, 1, 0, caller);
+	void *fresh = kslab_heap_malloc_fast(heap, n);
 
+	(void)caller;
 	if (fresh == NULL)
 		return NULL;
 	memcpy(fresh, p, old < n ? old : n);
-	kslab_heap_free_slow(heap, p, NULL, caller);
+	kslab_heap_free_fast(heap, p);
 	return fresh;
 }
 
@@ -99,7 +100,7 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	size_t bytes;
 
 	if (p == NULL)
-		return kslab_heap_alloc_any(heap, n, 1, 0, caller);
+		return kslab_heap_malloc_fast(heap, n);
 	if (n == 0) {
 		kslab_heap_free_slow(heap, p, NULL, caller);
 		return NULL;

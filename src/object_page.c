@@ -93,9 +93,11 @@ bool kslab_page_harvest(struct kslab_owner *owner, struct kslab_page *page)
 
 bool kslab_page_arm(struct kslab_page *page)
 {
-	uint32_t mail = KSLAB_LOAD_RELAXED(&page->mail);
-
-	if (mail == KSLAB_MAIL_QUEUED)
+	/*
+	 * QUEUED: mail is coming. ARMED, since an earlier life on the full list: every freer whose bit that
+	 * arming did not see has read ARMED after it, so the page gets queued; storing again might undo that.
+	 */
+	if (KSLAB_LOAD_RELAXED(&page->mail) != KSLAB_MAIL_IDLE)
 		return true;
 	/*
 	 * Dekker: we store ARMED, then read the remote words; the freer sets its bit, then reads the mail. All
@@ -136,12 +138,17 @@ enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index
 	kslab_word bit = kslab_bit(index);
 	uint32_t mail;
 
-	/* In this order: the owner moves a bit remote -> freed -> avail, and publishes before it clears. */
+	/*
+	 * In this order: the owner moves a bit remote -> freed -> avail, and sets it there before it clears it
+	 * here (release). Only when a page is retired does one go back, avail -> freed: hence the last look.
+	 */
 	if (KSLAB_LOAD_ACQUIRE(&bits->remote) & bit)
 		return KSLAB_REMOTE_DOUBLE;
 	if (KSLAB_LOAD_ACQUIRE(&bits->freed) & bit)
 		return KSLAB_REMOTE_DOUBLE;
-	if (KSLAB_LOAD_RELAXED(&bits->avail) & bit)
+	if (KSLAB_LOAD_ACQUIRE(&bits->avail) & bit)
+		return KSLAB_REMOTE_DOUBLE;
+	if (KSLAB_LOAD_RELAXED(&bits->freed) & bit)
 		return KSLAB_REMOTE_DOUBLE;
 	if (KSLAB_FETCH_OR_SEQ(&bits->remote, bit) & bit)
 		return KSLAB_REMOTE_DOUBLE;

@@ -87,24 +87,13 @@ static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t f
 /* Pages leave the free state: forget that they are dirty. Return: true if none was. */
 static bool clean_run(struct kslab_region *region, unsigned shift, uintptr_t frame, size_t pages)
 {
-	size_t first = frame - (region->base >> shift);
-	bool zeroed = true;
+	size_t cleared;
 
 	if (region->dirty == NULL)
 		return false;
-	for (size_t i = first; i < first + pages; i++) {
-		if (i % KSLAB_WORD_BITS == 0 && first + pages - i >= KSLAB_WORD_BITS &&
-		    region->dirty[i / KSLAB_WORD_BITS] == 0) {
-			i += KSLAB_WORD_BITS - 1;
-			continue;
-		}
-		if (kslab_bittree_test(region->dirty, i)) {
-			kslab_bittree_clear(region->dirty, region->pages, i);
-			region->dirty_pages--;
-			zeroed = false;
-		}
-	}
-	return zeroed;
+	cleared = kslab_bittree_clear_range(region->dirty, region->pages, frame - (region->base >> shift), pages);
+	region->dirty_pages -= cleared;
+	return cleared == 0;
 }
 
 bool kslab_region_init(struct kslab_region *region, uintptr_t mem, size_t bytes, unsigned shift, bool track_dirty)
@@ -181,8 +170,7 @@ void kslab_region_free(struct kslab_region *region, unsigned shift, uintptr_t ad
 	uintptr_t frame = address >> shift;
 
 	if (region->dirty != NULL && dirty) {
-		for (size_t i = 0; i < pages; i++)
-			kslab_bittree_set(region->dirty, region->pages, frame - (region->base >> shift) + i);
+		kslab_bittree_set_range(region->dirty, region->pages, frame - (region->base >> shift), pages);
 		region->dirty_pages += pages;
 	}
 	region->free_pages += pages;

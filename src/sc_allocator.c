@@ -228,7 +228,7 @@ void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)
 		struct kslab_bits *bits = &page->bits[i];
 		kslab_word avail = KSLAB_LOAD_RELAXED(&bits->avail);
 
-		if (avail != 0) { /* I2: at most one; freed first, so that the bit is never in neither */
+		if (avail != 0) { /* I2: at most one. Set, then clear: pairs with the last look of a remote free */
 			KSLAB_STORE_RELAXED(&bits->freed, KSLAB_LOAD_RELAXED(&bits->freed) | avail);
 			KSLAB_STORE_RELEASE(&bits->avail, (kslab_word)0);
 		}
@@ -453,6 +453,7 @@ enum kslab_allocation_error kslab_sc_deallocate(struct kslab_sc_allocator *sc, v
 						struct kslab_layout layout)
 {
 	uintptr_t address = (uintptr_t)ptr;
+	enum kslab_remote result;
 	struct kslab_page *page;
 	uint32_t index;
 
@@ -470,8 +471,11 @@ enum kslab_allocation_error kslab_sc_deallocate(struct kslab_sc_allocator *sc, v
 	index = kslab_page_index(page, address);
 	if (index >= page->slots)
 		return KSLAB_INVALID_POINTER;
-	return kslab_page_free_remote(page, index) == KSLAB_REMOTE_DOUBLE ? KSLAB_INVALID_POINTER :
-									      KSLAB_ALLOCATION_OK;
+	/* The descriptor goes with its page: until we are done with it, no page may go (see is_quiet). */
+	KSLAB_FETCH_ADD_RELAXED(&sc->in_flight, 1u);
+	result = kslab_page_free_remote(page, index);
+	KSLAB_FETCH_ADD_RELEASE(&sc->in_flight, ~0u);
+	return result == KSLAB_REMOTE_DOUBLE ? KSLAB_INVALID_POINTER : KSLAB_ALLOCATION_OK;
 }
 
 enum kslab_allocation_error kslab_sc_refill(struct kslab_sc_allocator *sc, void *mem)
@@ -514,6 +518,15 @@ static void rebalance(struct kslab_sc_allocator *sc)
 	kslab_sc_sweep(&sc->owner, &sc->core);
 }
 
+/*
+ * True if no deallocate that freed an object of an empty page is still on its way out. It counted itself before
+ * the fetch_or that our harvest has read (acquire), so a count of 0 (acquire) says that it has left.
+ */
+static bool is_quiet(const struct kslab_sc_allocator *sc)
+{
+	return KSLAB_LOAD_ACQUIRE(&sc->in_flight) == 0;
+}
+
 size_t kslab_sc_try_reclaim_pages(struct kslab_sc_allocator *sc, size_t to_reclaim,
 				  void (*dealloc)(void *ctx, void *page), void *ctx)
 {
@@ -525,7 +538,7 @@ size_t kslab_sc_try_reclaim_pages(struct kslab_sc_allocator *sc, size_t to_recla
 	rebalance(sc);
 	for (page = sc->core.empty.head; page != NULL && reclaimed < to_reclaim; page = next) {
 		next = kslab_page_list_after(&sc->core.empty, page);
-		if (!kslab_sc_remove_empty(&sc->owner, page))
+		if (!is_quiet(sc) || !kslab_sc_remove_empty(&sc->owner, page))
 			continue;
 		KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)0);
 		dealloc(ctx, (void *)page->data);

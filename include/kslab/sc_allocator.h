@@ -34,6 +34,7 @@ struct kslab_sc_allocator {
 	struct kslab_sc core;
 	size_t page_bytes; /* [I] */
 	uint32_t slots;    /* [I] objects per page */
+	uint32_t in_flight; /* [a] deallocate calls under way */
 };
 
 /*
@@ -43,7 +44,7 @@ struct kslab_sc_allocator {
 #define KSLAB_SC_INIT(size_, page_bytes_)                                                              \
 	{                                                                                              \
 		{ 0, 0, 0, 0, 0, 0, { 0 }, NULL, { 0 } }, KSLAB_SC_CORE_INIT((size_), KSLAB_CLASS_CACHE),       \
-			(page_bytes_), 0                                                               \
+			(page_bytes_), 0, 0                                                            \
 	}
 
 /*
@@ -89,6 +90,7 @@ enum kslab_allocation_error kslab_sc_refill(struct kslab_sc_allocator *sc, void 
 /*
  * kslab_sc_try_reclaim_pages - take up to to_reclaim pages without live objects out
  * @dealloc: called once for each; the page is the caller's again.
+ * While a deallocate is under way on another CPU its page, and perhaps others, are kept for a later call.
  * Return: pages given back. Complexity: O(pages of the allocator), as everything is looked at again.
  */
 size_t kslab_sc_try_reclaim_pages(struct kslab_sc_allocator *sc, size_t to_reclaim,
