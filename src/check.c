@@ -67,7 +67,16 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 	struct run_sum empty = { 0 };
 	const struct kslab_page *where;
 	struct kslab_sc *sc;
+	size_t spare_run = 0;
 
+	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
+		spare_run += zone->spare[i]->slots;
+		if (zone->spare[i]->state != KSLAB_PAGE_LARGE ||
+		    zone->spare[i]->owner == kslab_large_tag(checking->heap))
+			wrong(checking, "a spare block is live, or none", zone->spare[i]);
+	}
+	if (spare_run != zone->spare_run)
+		wrong(checking, "count of spare pages of a zone is wrong", NULL);
 	if (zone->heap != checking->heap)
 		wrong(checking, "a zone belongs to another heap", NULL);
 	for (unsigned i = 0; (sc = kslab_zone_sc(checking->heap, zone, i)) != NULL; i++) {
@@ -87,7 +96,7 @@ static void check_large(struct checking *checking)
 {
 	struct kslab_heap *heap = checking->heap;
 	const struct kslab_page *page = heap->large.head;
-	size_t blocks = 0, pages = 0;
+	size_t blocks = 0, live = 0, pages = 0;
 
 	for (; page != NULL; page = kslab_page_list_after(&heap->large, page)) {
 		if (!kslab_page_list_is_sound(page) || blocks > heap->large_blocks) {
@@ -98,11 +107,12 @@ static void check_large(struct checking *checking)
 			wrong(checking, "a page in the list of large blocks is none", page);
 		check_map(checking, page, page->bits[0].avail, page->bits[0].freed << heap->page_shift);
 		blocks++;
+		live += page->owner == kslab_large_tag(heap);
 		pages += page->bits[0].freed;
 	}
 	if (blocks != heap->large_blocks || pages != heap->large_pages)
 		wrong(checking, "counts of large blocks are wrong", NULL);
-	checking->result.large_blocks = blocks;
+	checking->result.large_blocks = live;
 }
 
 bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out)
@@ -164,6 +174,8 @@ size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *obje
 	kslab_heap_each_zone(heap, walk_zone, &walk);
 	for (page = heap->large.head; page != NULL && !walk.stopped;
 	     page = kslab_page_list_after(&heap->large, page)) {
+		if (KSLAB_LOAD_RELAXED(&page->owner) != kslab_large_tag(heap))
+			continue; /* freed, a zone's spare */
 		walk.seen++;
 		walk.stopped = !fn(ctx, (void *)page->data, kslab_large_bytes(heap, page));
 	}

@@ -220,6 +220,14 @@ void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page)
 	kslab_source_free(heap, address, run);
 }
 
+void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page)
+{
+	if (page->state == KSLAB_PAGE_LARGE)
+		kslab_large_release(heap, page);
+	else
+		kslab_heap_release_page(heap, page);
+}
+
 /* Oldest empty page of an entered zone, taken out of it; NULL: none, or all of them QUEUED. */
 struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone)
 {
@@ -274,9 +282,35 @@ void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t co
 	kslab_report_fault(heap, &report);
 }
 
-/* Give back empty pages of this CPU's zone until at most `keep` base pages (or the reserve) are left. */
+/* What a zone has to give back: for a reclaim request everything, else what is above the retention. */
+static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zone *zone, bool *collected)
+{
+	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	struct kslab_page *page = NULL;
+
+	if (zone->reclaim_epoch != epoch) {
+		page = kslab_zone_take_spare(zone);
+		if (page != NULL)
+			return page;
+		if (!*collected)
+			kslab_zone_collect(heap, zone);
+		*collected = true;
+		zone->owner.reserve_run = 0;
+		page = kslab_zone_take_empty(heap, zone);
+		if (page == NULL)
+			zone->reclaim_epoch = epoch;
+		return page;
+	}
+	if (zone->owner.empty_run > KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run)
+		page = kslab_zone_take_empty(heap, zone);
+	return page;
+}
+
+/* Give back what this CPU's zone has too much of. */
 static void trim(struct kslab_heap *heap)
 {
+	bool collected = false;
+
 	if (KSLAB_PORT_IN_NMI())
 		return; /* pages go back at the next slow path outside */
 	for (;;) {
@@ -286,25 +320,13 @@ static void trim(struct kslab_heap *heap)
 		KSLAB_PORT_PIN();
 		zone = kslab_heap_enter(heap);
 		if (zone != NULL) {
-			uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
-
-			if (zone->reclaim_epoch != epoch) {
-				kslab_zone_collect(heap, zone);
-				zone->owner.reserve_run = 0;
-				if (zone->owner.empty_run == 0)
-					zone->reclaim_epoch = epoch;
-			}
-			if (zone->reclaim_epoch != epoch ||
-			    zone->owner.empty_run > KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run)
-				page = kslab_zone_take_empty(heap, zone);
-			if (page == NULL)
-				zone->reclaim_epoch = epoch;
+			page = take_surplus(heap, zone, &collected);
 			kslab_zone_leave(zone);
 		}
 		KSLAB_PORT_UNPIN();
 		if (page == NULL)
 			return;
-		kslab_heap_release_page(heap, page);
+		kslab_heap_release(heap, page);
 	}
 }
 

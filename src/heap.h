@@ -95,6 +95,10 @@ bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_
 /* In place; false: move it. */
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
+/* A block that nobody can reach any more goes back. Return: false: the lock can't be had here. */
+bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);
+/* Of an entered zone: its oldest spare block, or NULL. */
+struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
 /* Blocks that were freed where the lock could not be taken. */
 void kslab_large_release_deferred(struct kslab_heap *heap);
 
@@ -120,6 +124,8 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct kslab_request *request,
 					uint32_t pages_so_far, enum kslab_reason *reason);
 void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page);
+/* The same for a page or a spare block, out of any list. */
+void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page);
 struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request);
 uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab_request *request);
 

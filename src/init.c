@@ -295,7 +295,11 @@ static void give_all_back(void *ctx, struct kslab_zone *zone)
 
 static void collect_zone(void *ctx, struct kslab_zone *zone)
 {
+	struct kslab_page *spare;
+
 	(void)ctx;
+	while ((spare = kslab_zone_take_spare(zone)) != NULL)
+		kslab_large_release(zone->heap, spare);
 	kslab_zone_collect(zone->heap, zone);
 }
 

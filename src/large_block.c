@@ -27,6 +27,83 @@ static void link_large(struct kslab_heap *heap, struct kslab_page *page, const s
 	heap->large_pages += run->pages;
 }
 
+/* ---- spare blocks: a zone keeps a few freed ones whole ---------------------------------------------------- */
+
+/* Take the i-th spare block out of an entered zone. */
+static struct kslab_page *take_spare(struct kslab_zone *zone, unsigned i)
+{
+	struct kslab_page *page = zone->spare[i];
+
+	for (; i + 1 < KSLAB_SPARE_BLOCKS; i++)
+		zone->spare[i] = zone->spare[i + 1];
+	zone->spare[i] = NULL;
+	zone->spare_run -= page->slots;
+	return page;
+}
+
+struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
+{
+	return zone->spare[0] != NULL ? take_spare(zone, 0) : NULL;
+}
+
+/* A spare block of exactly this length, live again; or NULL. */
+static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
+{
+	struct kslab_page *page = NULL;
+	struct kslab_zone *zone;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_enter(heap);
+	if (zone != NULL) {
+		for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
+			if (zone->spare[i]->slots == pages) {
+				page = take_spare(zone, i);
+				page->bits[0].remote = n;
+				KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
+				break;
+			}
+		}
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	return page;
+}
+
+/*
+ * Keep a block that was freed, if it is a plain run within the retention. Return: what has to go instead, older
+ * ones or this one, chained through mail_next.
+ */
+static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
+{
+	size_t limit = KSLAB_LOAD_RELAXED(&heap->retain_run);
+	struct kslab_page *out = NULL;
+	struct kslab_zone *zone;
+	unsigned i = 0;
+
+	page->mail_next = NULL;
+	if (page->slots > limit || page->bits[0].freed != page->slots)
+		return page;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_enter(heap);
+	if (zone == NULL) {
+		KSLAB_PORT_UNPIN();
+		return page;
+	}
+	while (zone->spare[KSLAB_SPARE_BLOCKS - 1] != NULL || zone->spare_run + page->slots > limit) {
+		struct kslab_page *oldest = take_spare(zone, 0);
+
+		oldest->mail_next = out;
+		out = oldest;
+	}
+	while (zone->spare[i] != NULL)
+		i++;
+	zone->spare[i] = page;
+	zone->spare_run += page->slots;
+	kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
+	return out;
+}
+
 void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
 {
 	size_t page_bytes = heap->page_bytes, pages, align_pages = align > page_bytes ? align >> heap->page_shift : 1;
@@ -41,6 +118,11 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	pages = n == 0 ? 1 : (n + page_bytes - 1) >> heap->page_shift;
 	if (pages > UINT32_MAX)
 		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
+	if (align_pages == 1 && (page = reuse(heap, pages, n)) != NULL) {
+		if (flags & KSLAB_ZERO)
+			memset((void *)page->data, 0, pages << heap->page_shift);
+		return (void *)page->data;
+	}
 	reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
 	if (reason != KSLAB_OK && kslab_heap_relieve(heap))
 		reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
@@ -71,7 +153,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 }
 
 /* A large block that nobody can reach any more. Return: false: the lock can't be had here. */
-static bool large_release(struct kslab_heap *heap, struct kslab_page *page)
+bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 {
 	uintptr_t address = page->bits[0].avail;
 	size_t pages = page->bits[0].freed;
@@ -99,14 +181,25 @@ void kslab_large_release_deferred(struct kslab_heap *heap)
 	page = KSLAB_EXCHANGE_ACQUIRE(&heap->deferred, (struct kslab_page *)NULL);
 	for (; page != NULL; page = next) {
 		next = page->mail_next;
-		large_release(heap, page);
+		kslab_large_release(heap, page);
 	}
 }
 
 /* Return: false: not the start of a live block. */
+/* Not here and now: whoever frees or reclaims next releases it. */
+static void defer(struct kslab_heap *heap, struct kslab_page *page)
+{
+	struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->deferred);
+
+	do {
+		page->mail_next = head;
+	} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
+}
+
 bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
 	uintptr_t owner = kslab_large_tag(heap);
+	struct kslab_page *next;
 
 	if (address != page->data)
 		return false;
@@ -114,12 +207,10 @@ bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_
 	if (!KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL))
 		return false;
 	kslab_large_release_deferred(heap);
-	if (!large_release(heap, page)) {
-		struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->deferred);
-
-		do {
-			page->mail_next = head;
-		} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
+	for (page = keep(heap, page); page != NULL; page = next) {
+		next = page->mail_next;
+		if (!kslab_large_release(heap, page))
+			defer(heap, page);
 	}
 	return true;
 }

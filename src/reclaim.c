@@ -32,7 +32,9 @@ static size_t reclaim_here(struct kslab_heap *heap, size_t want)
 				kslab_zone_collect(heap, zone);
 			collected = true;
 			zone->owner.reserve_run = 0;
-			page = kslab_zone_take_empty(heap, zone);
+			page = kslab_zone_take_spare(zone);
+			if (page == NULL)
+				page = kslab_zone_take_empty(heap, zone);
 			late = zone->owner.late;
 			late_count = zone->owner.late_count;
 			zone->owner.late = 0;
@@ -42,8 +44,8 @@ static size_t reclaim_here(struct kslab_heap *heap, size_t want)
 				kslab_heap_report_late(heap, late, late_count, KSLAB_CALLER());
 			if (page == NULL)
 				break;
-			released += page->pages;
-			kslab_heap_release_page(heap, page);
+			released += page->state == KSLAB_PAGE_LARGE ? page->slots : page->pages;
+			kslab_heap_release(heap, page);
 		}
 	}
 	KSLAB_PORT_UNPIN();
@@ -232,6 +234,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 {
 	struct kslab_lock_state state;
+	struct kslab_page *spare = NULL;
 	struct kslab_zone *zone;
 	enum kslab_reason reason;
 
@@ -254,14 +257,23 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)0);
 	if (!kslab_heap_lock(heap, &state)) {
+		/* An NMI: as you were. */
 		KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
 		for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 			KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)z);
 		return KSLAB_BUSY;
 	}
+	for (struct kslab_zone *z = zone; z != NULL; z = z->inner) {
+		for (struct kslab_page *page; (page = kslab_zone_take_spare(z)) != NULL; spare = page)
+			page->mail_next = spare;
+	}
 	heap->parked[cpu] = zone;
 	tend_limbo(heap);
 	kslab_heap_unlock(heap, &state);
+	for (struct kslab_page *page; spare != NULL; spare = page) {
+		page = spare->mail_next;
+		kslab_large_release(heap, spare);
+	}
 	return KSLAB_OK;
 }
 

@@ -82,6 +82,10 @@ static void sum_counters(void *ctx, struct kslab_zone *zone)
 	out->counters.pages_made += zone->counters.pages_made;
 	out->counters.pages_released += zone->counters.pages_released;
 	out->counters.failures += zone->counters.failures;
+	out->empty_pages += zone->spare_run;
+	out->large_pages -= zone->spare_run;
+	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++)
+		out->large_blocks--;
 }
 
 void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)

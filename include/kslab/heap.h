@@ -29,6 +29,9 @@ struct kslab_zone_counters {
 	uint64_t failures;      /* allocations that returned NULL */
 };
 
+/* Large blocks that a zone keeps for the next request of the same length. */
+#define KSLAB_SPARE_BLOCKS 4
+
 /*
  * Everything one CPU owns at one nesting level: the seed's ZoneAllocator inside a heap. One page on 64-bit
  * machines. Written by its CPU at that level only, except owner.mailbox.
@@ -42,7 +45,10 @@ struct kslab_zone {
 	uint8_t level;                /* [I] */
 	uint8_t last_error;           /* [o] enum kslab_reason */
 	struct kslab_zone_counters counters;
-	uintptr_t reserved[(128 - 2 * sizeof(uintptr_t) - 8 - sizeof(struct kslab_zone_counters)) /
+	struct kslab_page *spare[KSLAB_SPARE_BLOCKS]; /* [o] freed large blocks, kept whole; oldest first */
+	size_t spare_run;             /* [o] base pages in them */
+	uintptr_t reserved[(128 - (3 + KSLAB_SPARE_BLOCKS) * sizeof(uintptr_t) - 8 -
+			    sizeof(struct kslab_zone_counters)) /
 			   sizeof(uintptr_t)];
 	struct kslab_sc sc[KSLAB_CLASSES];
 };
