@@ -8,6 +8,7 @@
 
 #define DEFAULT_PAGE_BYTES 4096u
 #define DEFAULT_MAX_PAGE_BYTES 65536u /* 16 KiB is 2 % slower on mixed loads, 4 KiB 50 % */
+#define DEFAULT_MIN_ALIGN 8u /* as in Linux: a type aligned to 16 has a size that leads to a slot aligned to 16 */
 #define DEFAULT_RETAIN_BYTES (512u * 1024)
 #define DEFAULT_PURGE_BYTES (8u * 1024 * 1024)
 
@@ -133,7 +134,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	const size_t retain = config->retain_bytes == 0 ? DEFAULT_RETAIN_BYTES : config->retain_bytes;
 	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : DEFAULT_PAGE_BYTES;
 	size_t max_page_bytes = config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
-	size_t min_align = config->min_align != 0 ? config->min_align : 2 * sizeof(void *);
+	size_t min_align = config->min_align != 0 ? config->min_align : DEFAULT_MIN_ALIGN;
 	struct kslab_heap *next = heap == &kslab_default_heap ? heap->next_heap : NULL;
 
 	if (page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
@@ -144,6 +145,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 		return KSLAB_BAD_ARGUMENT;
 	/* The heap's memory may hold anything; the top of the map is written entry by entry, as it grows. */
 	memset(heap, 0, offsetof(struct kslab_heap, map));
+	memset(heap->map.side, 0, sizeof(heap->map.side));
 	memset(&heap->state, 0, sizeof(*heap) - offsetof(struct kslab_heap, state));
 	heap->map.limit = 0;
 	heap->next_heap = next;
@@ -171,6 +173,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 		heap->zone[cpu] = &kslab_zone_none;
 	kslab_zone_start(heap, &heap->boot_zone, 0, 0);
 	heap->zone[0] = &heap->boot_zone;
+	heap->cpus_online = 1;
 	if (fill_emergency(heap) != KSLAB_OK) {
 		heap->emergency_target = 0;
 		kslab_source_fini(heap);
@@ -210,10 +213,9 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 		return refuse_region(heap, mem, bytes, "region wraps the address space");
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
-	kslab_source_place_window(heap, start, bytes);
 	if (heap->regions == KSLAB_CFG_REGIONS)
 		what = "no region slot is left (KSLAB_CFG_REGIONS)";
-	else if (!kslab_page_map_covers(&heap->map, start, bytes))
+	else if (!kslab_source_covers(heap, start, bytes))
 		what = "region lies outside the window";
 	for (unsigned i = 0; i < heap->regions && what == NULL; i++)
 		if (start < heap->region[i].end && heap->region[i].start < start + bytes)

@@ -8,7 +8,7 @@
 #include "inject.h"
 #include "heap.h"
 
-_Static_assert(KSLAB_CLASSES <= KSLAB_INJECT_LARGE && KSLAB_INJECT_CACHE < 64, "the mask has bits for all");
+_Static_assert(KSLAB_CLASSES == KSLAB_INJECT_LARGE, "no class means a large block");
 
 /* A number that looks like chance, a function of seed and event: xorshift32 (Marsaglia 2003) over both. */
 static uint32_t chance(uint32_t seed, size_t event)
@@ -44,8 +44,6 @@ static void add_serving_classes(const struct kslab_heap *heap, struct kslab_inje
 
 		if (!(rule->classes[cls / 32] >> (cls % 32) & 1))
 			continue;
-		if (use == KSLAB_CLASSES)
-			use = KSLAB_INJECT_LARGE;
 		rule->classes[use / 32] |= (uint32_t)1 << (use % 32);
 	}
 }

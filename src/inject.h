@@ -41,13 +41,15 @@ KSLAB_INLINE bool kslab_inject_page(struct kslab_heap *heap, unsigned cls, bool 
 	       kslab_injecting_hits(inject);
 }
 
-/* An allocation of this class, or KSLAB_INJECT_CACHE, or KSLAB_INJECT_LARGE. */
-KSLAB_INLINE bool kslab_inject_object(struct kslab_heap *heap, unsigned cls)
+/* An allocation of this class, or KSLAB_INJECT_CACHE, or KSLAB_INJECT_LARGE (with its page run). */
+KSLAB_INLINE bool kslab_inject_object(struct kslab_heap *heap, unsigned cls, bool reserve)
 {
 	struct kslab_injecting *inject = &heap->inject;
 
-	return KSLAB_UNLIKELY(inject->rule.where & KSLAB_INJECT_ALLOCATIONS) &&
-	       kslab_inject_matches(inject, cls) && kslab_injecting_hits(inject);
+	if (KSLAB_UNLIKELY(inject->rule.where & KSLAB_INJECT_ALLOCATIONS) &&
+	    kslab_inject_matches(inject, cls) && kslab_injecting_hits(inject))
+		return true;
+	return cls == KSLAB_INJECT_LARGE && kslab_inject_page(heap, cls, reserve);
 }
 
 /* True while allocations are in question: every one has to go the slow way. */

@@ -5,6 +5,7 @@
  * allocator never touches them.
  */
 #include "heap.h"
+#include "inject.h"
 
 enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_cache *cache, const char *name,
 					size_t size, size_t align, void (*constructor)(void *, void *),
@@ -51,6 +52,8 @@ void *kslab_cache_alloc(struct kslab_cache *cache)
 	struct kslab_cache_zone *own;
 	void *object = NULL;
 
+	if (kslab_inject_object(heap, KSLAB_INJECT_CACHE, false))
+		return kslab_heap_fail(heap, KSLAB_INJECTED);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
 	if (KSLAB_LIKELY(zone != NULL)) {

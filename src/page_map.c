@@ -4,6 +4,8 @@
  */
 #include "page_map.h"
 
+#define LEAF_SPAN ((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT)
+
 /* Owner 1 (the tag FULL without an owner) equals no key, idle or busy. */
 struct kslab_page kslab_page_nobody = { .owner = KSLAB_TAG_FULL };
 struct kslab_page kslab_page_released = { .owner = KSLAB_TAG_FULL };
@@ -12,11 +14,17 @@ struct kslab_page kslab_page_metadata = { .owner = KSLAB_TAG_FULL };
 /* What top entries without a leaf point at, biased for each. */
 static struct kslab_page *nobody_leaf[KSLAB_LEAF_ENTRIES];
 
-static uintptr_t biased(const struct kslab_page_map *map, size_t top, struct kslab_page **leaf)
+/* The top entry for a leaf that begins at the leaf boundary below an address. */
+static uintptr_t biased(uintptr_t address, struct kslab_page **leaf)
 {
-	uintptr_t first = map->base + ((uintptr_t)top << KSLAB_CFG_LEAF_SHIFT);
+	uintptr_t first = address & ~(LEAF_SPAN - 1);
 
 	return (uintptr_t)leaf - (first >> KSLAB_CFG_GRAIN_SHIFT) * sizeof(struct kslab_page *);
+}
+
+static uintptr_t *top_of(struct kslab_page_map *map, uintptr_t address)
+{
+	return (uintptr_t *)(uintptr_t)kslab_page_map_top(map, address);
 }
 
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base)
@@ -25,58 +33,75 @@ void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base)
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		KSLAB_STORE_RELAXED(&nobody_leaf[i], &kslab_page_nobody);
 	for (size_t top = 0; top < KSLAB_CFG_TOP_ENTRIES; top++)
-		KSLAB_STORE_RELAXED(&map->top[top], biased(map, top, nobody_leaf));
+		KSLAB_STORE_RELAXED(&map->top[top], biased(base + (uintptr_t)top * LEAF_SPAN, nobody_leaf));
 	map->limit = KSLAB_CFG_TOP_ENTRIES;
+}
+
+bool kslab_page_map_step_aside(struct kslab_page_map *map)
+{
+	size_t first = map->limit, last = 0;
+
+	for (size_t top = 0; top < map->limit; top++) {
+		uintptr_t address = map->base + (uintptr_t)top * LEAF_SPAN;
+
+		if (map->top[top] == biased(address, nobody_leaf))
+			continue;
+		first = top < first ? top : first;
+		last = top;
+	}
+	if (map->side[0] != 0 || first > last || last - first >= KSLAB_SIDE_ENTRIES)
+		return false;
+	map->side_base = map->base + (uintptr_t)first * LEAF_SPAN;
+	for (size_t i = 0; i < KSLAB_SIDE_ENTRIES; i++)
+		map->side[i] = first + i <= last ? map->top[first + i] :
+						   biased(map->side_base + (uintptr_t)i * LEAF_SPAN, nobody_leaf);
+	return true;
 }
 
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
 {
 	uint64_t offset = start - map->base;
 
-	return start >= map->base && bytes != 0 && start + (bytes - 1) >= start && offset < KSLAB_WINDOW_BYTES &&
-	       bytes <= KSLAB_WINDOW_BYTES - offset;
-}
-
-static bool has_leaf(const struct kslab_page_map *map, size_t top)
-{
-	return KSLAB_LOAD_ACQUIRE(&map->top[top]) != biased(map, top, nobody_leaf);
+	if (bytes == 0 || start + (bytes - 1) < start)
+		return false;
+	if (start >= map->base && offset < KSLAB_WINDOW_BYTES && bytes <= KSLAB_WINDOW_BYTES - offset)
+		return true;
+	offset = start - map->side_base;
+	return map->side[0] != 0 && offset < KSLAB_SIDE_ENTRIES * (uint64_t)LEAF_SPAN &&
+	       bytes <= KSLAB_SIDE_ENTRIES * (uint64_t)LEAF_SPAN - offset;
 }
 
 bool kslab_page_map_lacks_leaf(const struct kslab_page_map *map, uintptr_t start, size_t bytes,
 			       uintptr_t *address)
 {
-	size_t top = kslab_page_map_top_index(map, start);
-	size_t last = kslab_page_map_top_index(map, start + (bytes - 1));
+	uintptr_t last = (start + (bytes - 1)) & ~(LEAF_SPAN - 1);
 
-	for (; top <= last; top++) {
-		if (!has_leaf(map, top)) {
-			*address = map->base + ((uintptr_t)top << KSLAB_CFG_LEAF_SHIFT);
+	for (uintptr_t a = start & ~(LEAF_SPAN - 1);; a += LEAF_SPAN) {
+		const uintptr_t *top = kslab_page_map_top(map, a);
+
+		if (top == NULL || KSLAB_LOAD_ACQUIRE(top) == biased(a, nobody_leaf)) {
+			*address = a;
 			return true;
 		}
+		if (a == last)
+			return false;
 	}
-	return false;
 }
 
 void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void *mem)
 {
-	size_t top = kslab_page_map_top_index(map, address);
 	struct kslab_page **leaf = mem;
 
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		leaf[i] = &kslab_page_nobody;
 	/* The leaf's entries before the leaf: pairs with the dependent loads of a look-up. */
-	KSLAB_STORE_RELEASE(&map->top[top], biased(map, top, leaf));
-}
-
-static struct kslab_page **entry_of(const struct kslab_page_map *map, uintptr_t address)
-{
-	return kslab_page_map_entry(KSLAB_LOAD_RELAXED(&map->top[kslab_page_map_top_index(map, address)]), address);
+	KSLAB_STORE_RELEASE(top_of(map, address), biased(address, leaf));
 }
 
 void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes, struct kslab_page *page)
 {
 	for (uintptr_t a = start; a - start < bytes; a += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT)
-		KSLAB_STORE_RELEASE(entry_of(map, a), page);
+		KSLAB_STORE_RELEASE(kslab_page_map_entry(KSLAB_LOAD_RELAXED(top_of(map, a)), a), page);
 }
 
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes)

@@ -35,22 +35,39 @@ KSLAB_INLINE struct kslab_page **kslab_page_map_entry(uintptr_t biased, uintptr_
 	return (struct kslab_page **)(biased + (address >> KSLAB_CFG_GRAIN_SHIFT) * sizeof(struct kslab_page *));
 }
 
-/*
- * The descriptor of any address; never NULL. Plain loads: whoever holds a pointer of the heap got it by a
- * synchronisation after the entries were written, and a wild address finds one valid entry or another.
- */
-KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map *map, uintptr_t address)
+/* Where the leaf of an address hangs, in the window or the side window; NULL: outside. */
+KSLAB_INLINE const uintptr_t *kslab_page_map_top(const struct kslab_page_map *map, uintptr_t address)
 {
 	size_t top = kslab_page_map_top_index(map, address);
 
-	if (KSLAB_UNLIKELY(top >= map->limit))
-		return &kslab_page_nobody;
-	return *kslab_page_map_entry(map->top[top], address);
+	if (KSLAB_LIKELY(top < map->limit))
+		return &map->top[top];
+	top = (address - map->side_base) >> KSLAB_CFG_LEAF_SHIFT;
+	return top < KSLAB_SIDE_ENTRIES && map->side[0] != 0 ? &map->side[top] : NULL;
+}
+
+/*
+ * The descriptor of any address; never NULL. Plain loads: whoever holds a pointer of the heap got it by a
+ * synchronisation after the entries were written, and a wild address finds one valid entry or another.
+ * The fast path of a free looks into the window only; objects of the side window go the slow way.
+ */
+KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map *map, uintptr_t address)
+{
+	const uintptr_t *top = kslab_page_map_top(map, address);
+
+	return KSLAB_LIKELY(top != NULL) ? *kslab_page_map_entry(*top, address) : &kslab_page_nobody;
 }
 
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base);
 
-/* True if [start, start + bytes) lies inside the window. */
+/*
+ * The window turned out to lie in the wrong place: make what it holds the side window, so that it can be placed
+ * again. Return: false: there is a side window already, or the leaves span more than one. While only one CPU is
+ * online, under the heap lock.
+ */
+bool kslab_page_map_step_aside(struct kslab_page_map *map);
+
+/* True if [start, start + bytes) lies inside the window, or inside the side window. */
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes);
 
 /* First address in the range that has no leaf yet; false if all have. */

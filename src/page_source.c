@@ -7,6 +7,7 @@
  * call is looked at again after it.
  */
 #include "page_source.h"
+#include "inject.h"
 #include "page_map.h"
 #include "region.h"
 #include "report.h"
@@ -61,6 +62,19 @@ void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_
 		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
 	kslab_page_map_init(&heap->map, base);
 	heap->window_placed = true;
+}
+
+bool kslab_source_covers(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	kslab_source_place_window(heap, address, bytes);
+	if (kslab_page_map_covers(&heap->map, address, bytes))
+		return true;
+	/* A heap that began on a static array of the kernel's image, and now gets the first memory elsewhere. */
+	if (heap->cpus_online > 1 || !kslab_page_map_step_aside(&heap->map))
+		return false;
+	heap->window_placed = false;
+	kslab_source_place_window(heap, address, bytes);
+	return kslab_page_map_covers(&heap->map, address, bytes);
 }
 
 static void count_pages(struct kslab_heap *heap, size_t pages)
@@ -130,8 +144,7 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 	} else if (address + (bytes - 1) < address) {
 		what = "page source: page wraps the address space";
 	} else if (kslab_heap_lock(heap, &state)) {
-		kslab_source_place_window(heap, address, bytes);
-		if (!kslab_page_map_covers(&heap->map, address, bytes)) {
+		if (!kslab_source_covers(heap, address, bytes)) {
 			what = "page source: page outside the window";
 		} else if (is_known(heap, address, bytes)) {
 			what = "page source: page is in use already";
@@ -218,6 +231,8 @@ static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t
 {
 	enum kslab_reason reason;
 
+	if (kslab_inject_run(heap, flags & KSLAB_RESERVE))
+		return KSLAB_INJECTED;
 	if (KSLAB_LOAD_RELAXED(&heap->regions) != 0 || heap->max_pages != 0) {
 		/* The emergency pages come last: first without them. */
 		reason = from_regions(heap, pages, align_pages, flags & ~KSLAB_RESERVE, run);

@@ -7,6 +7,7 @@
  */
 #include "heap.h"
 #include "page_list.h"
+#include "tally.h"
 
 /* ---- memory pressure ------------------------------------------------------------------------------------ */
 
@@ -84,23 +85,59 @@ static size_t held_pages(const struct kslab_zone *zone)
 	return pages;
 }
 
-/* Bring limbo up to date: mail of its own and of parked zones. Under the lock. */
+/* Note for adopt's quick look whether limbo has pages of the class with free slots. Under the lock. */
+static void note_class(struct kslab_heap *heap, unsigned cls)
+{
+	const struct kslab_sc *sc = &heap->limbo->sc[cls];
+	kslab_word *word = &heap->limbo_classes[cls / 32], bit = (kslab_word)1 << cls % 32;
+	bool has = sc->partial.head != NULL || sc->empty.head != NULL;
+
+	KSLAB_STORE_RELAXED(word, has ? *word | bit : *word & ~bit);
+}
+
+/* Bring limbo up to date: mail of its own and of zones that linger. Under the lock. */
 static void tend_limbo(struct kslab_heap *heap)
 {
-	size_t pages;
+	struct kslab_zone **link = &heap->lingering;
+	size_t pages = 0;
 
 	kslab_sc_drain(&heap->limbo->owner);
-	pages = 0;
-	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
-		struct kslab_zone *zone = heap->parked[cpu];
+	while (*link != NULL) {
+		struct kslab_zone *zone = *link;
+		size_t held;
 
-		for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
-			if (held_pages(zone) != 0)
-				move_to_limbo(heap, zone);
-			pages += held_pages(zone);
-		}
+		move_to_limbo(heap, zone);
+		held = held_pages(zone);
+		pages += held;
+		if (held != 0)
+			link = &zone->lingering;
+		else
+			KSLAB_STORE_RELAXED(link, zone->lingering);
 	}
+	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
+		note_class(heap, cls);
 	KSLAB_STORE_RELAXED(&heap->limbo_pages, pages + held_pages(heap->limbo));
+}
+
+/* A zone loses or gets its CPU. Under the lock. */
+static void linger(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+		zone->lingering = heap->lingering;
+		KSLAB_STORE_RELAXED(&heap->lingering, zone);
+	}
+}
+
+static void stop_lingering(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+		struct kslab_zone **link = &heap->lingering;
+
+		while (*link != NULL && *link != zone)
+			link = &(*link)->lingering;
+		if (*link == zone)
+			KSLAB_STORE_RELAXED(link, zone->lingering);
+	}
 }
 
 /* Empty pages of limbo go back. Return: base pages. */
@@ -140,9 +177,14 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	struct kslab_page *page;
 	bool adopted = false;
 
+	/* A quick look: most slow paths have nothing to find here. Mail may have changed that: then look closer. */
+	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1) &&
+	    KSLAB_LOAD_RELAXED(&heap->limbo->owner.mailbox) == NULL && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
+		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
-	tend_limbo(heap);
+	if (KSLAB_LOAD_RELAXED(&heap->limbo->owner.mailbox) != NULL || heap->lingering != NULL)
+		tend_limbo(heap);
 	sc = &heap->limbo->sc[cls];
 	for (page = sc->partial.head; page != NULL && !adopted; page = kslab_page_list_after(&sc->partial, page)) {
 		if (kslab_sc_move(&heap->limbo->owner, page, &zone->owner, &zone->sc[cls])) {
@@ -154,6 +196,7 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 		adopted = kslab_sc_move(&heap->limbo->owner, sc->empty.head, &zone->owner, &zone->sc[cls]);
 	if (adopted)
 		KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
+	note_class(heap, cls);
 	kslab_heap_unlock(heap, &state);
 	return adopted;
 }
@@ -200,6 +243,7 @@ static enum kslab_reason refuse_cpu(struct kslab_heap *heap, unsigned cpu, const
 
 enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 {
+	struct kslab_lock_state state;
 	struct kslab_zone *zone;
 	enum kslab_reason reason;
 
@@ -217,14 +261,13 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 		if (zone == NULL)
 			return reason;
 		kslab_zone_start(heap, zone, cpu, 0);
-	} else {
-		struct kslab_lock_state state;
-
-		if (!kslab_heap_lock(heap, &state))
-			return KSLAB_BUSY;
-		heap->parked[cpu] = NULL; /* from here on nobody else operates it */
-		kslab_heap_unlock(heap, &state);
 	}
+	if (!kslab_heap_lock(heap, &state))
+		return KSLAB_BUSY;
+	stop_lingering(heap, zone);
+	heap->parked[cpu] = NULL; /* from here on nobody else operates it */
+	heap->cpus_online++;
+	kslab_heap_unlock(heap, &state);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		z->owner.key = (uintptr_t)z;
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
@@ -268,6 +311,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 			page->mail_next = spare;
 	}
 	heap->parked[cpu] = zone;
+	heap->cpus_online--;
+	linger(heap, zone);
 	tend_limbo(heap);
 	kslab_heap_unlock(heap, &state);
 	for (struct kslab_page *page; spare != NULL; spare = page) {
@@ -425,6 +470,7 @@ bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_requ
 		}
 		kslab_sc_insert(&zone->owner, sc, page, kslab_heap_page_tags(heap, request));
 		zone->counters.pages_made++;
+		kslab_tally_insert(heap, page);
 		zone->owner.reserve_run += page->pages;
 		kslab_heap_leave(heap, zone, request->caller);
 	}

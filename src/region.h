@@ -15,7 +15,7 @@
 
 #include <kslab/heap.h>
 
-/* Set up over [mem, mem + bytes). Return: false: too small for metadata and one page. Memory untouched then. */
+/* Set up over [mem, mem + bytes). Return: false: less than two pages behind the metadata. Memory untouched then. */
 bool kslab_region_init(struct kslab_region *region, uintptr_t mem, size_t bytes, unsigned page_shift, bool track_dirty);
 
 bool kslab_region_contains(const struct kslab_region *region, uintptr_t address);

@@ -359,6 +359,7 @@ const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_
 /* ---- the bare SCAllocator: in-page descriptors ---------------------------------------------------------- */
 
 #define IN_PAGE_MIN_BYTES 512u
+#define IN_PAGE_MAX_BYTES ((size_t)32 << 20) /* the word hint of a class has 16 bits */
 
 /* The descriptor lies at the end of its page:   | slot 0 | slot 1 | ... | tail | descriptor, bits | */
 static size_t descriptor_bytes(uint32_t slots)
@@ -387,18 +388,26 @@ static bool is_valid(const struct kslab_sc_allocator *sc)
 	return sc->slots != 0;
 }
 
+/* Slot size rounded up, and slots per page; 0: impossible. */
+static uint32_t geometry(const struct kslab_sc_allocator *sc, size_t *size)
+{
+	*size = ((size_t)sc->core.size + 7) & ~(size_t)7;
+	if (*size == 0 || !kslab_is_power_of_two(sc->page_bytes) || sc->page_bytes < IN_PAGE_MIN_BYTES ||
+	    sc->page_bytes > IN_PAGE_MAX_BYTES || *size > sc->page_bytes)
+		return 0;
+	return slots_for(*size, sc->page_bytes);
+}
+
 /* A static initialiser can't compute slots: the first call does. */
 static bool make_valid(struct kslab_sc_allocator *sc)
 {
-	size_t size = ((size_t)sc->core.size + 7) & ~(size_t)7;
+	size_t size;
 
 	if (KSLAB_LIKELY(is_valid(sc)))
 		return true;
-	if (size == 0 || !kslab_is_power_of_two(sc->page_bytes) || sc->page_bytes < IN_PAGE_MIN_BYTES ||
-	    sc->page_bytes > (size_t)1 << 30 || size > sc->page_bytes)
-		return false;
-	sc->core.size = (uint32_t)size;
-	sc->slots = slots_for(size, sc->page_bytes);
+	sc->slots = geometry(sc, &size);
+	if (is_valid(sc))
+		sc->core.size = (uint32_t)size;
 	return is_valid(sc);
 }
 
@@ -408,7 +417,7 @@ enum kslab_allocation_error kslab_sc_init(struct kslab_sc_allocator *sc, size_t 
 
 	memset(sc, 0, sizeof(*sc));
 	sc->core = core;
-	if (size > page_bytes || page_bytes > (size_t)1 << 30)
+	if (size > page_bytes || page_bytes > IN_PAGE_MAX_BYTES)
 		return KSLAB_INVALID_LAYOUT;
 	sc->core.size = (uint32_t)size;
 	sc->page_bytes = page_bytes;
@@ -417,12 +426,16 @@ enum kslab_allocation_error kslab_sc_init(struct kslab_sc_allocator *sc, size_t 
 
 size_t kslab_sc_size(const struct kslab_sc_allocator *sc)
 {
-	return sc->core.size;
+	size_t size;
+
+	return geometry(sc, &size) != 0 ? size : 0;
 }
 
 size_t kslab_sc_slots(const struct kslab_sc_allocator *sc)
 {
-	return is_valid(sc) ? sc->slots : slots_for(sc->core.size, sc->page_bytes);
+	size_t size;
+
+	return is_valid(sc) ? sc->slots : geometry(sc, &size);
 }
 
 /* Every slot of the class has every alignment up to the lowest set bit of its size. */

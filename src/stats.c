@@ -3,6 +3,7 @@
  * Rank: 6.  Runs anywhere; exact on a quiet heap. Reads only.
  */
 #include "heap.h"
+#include "print.h"
 
 struct class_sum {
 	struct kslab_heap *heap;
@@ -51,6 +52,7 @@ static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_cl
 		return false;
 	if (index < KSLAB_CLASSES) {
 		out->size = kslab_class_bytes(index);
+		out->peak_pages = KSLAB_LOAD_RELAXED(&heap->tally.pages_peak[index]);
 	} else {
 		sum.cache = KSLAB_LOAD_ACQUIRE(&heap->caches);
 		for (unsigned i = KSLAB_CLASSES; sum.cache != NULL && i < index; i++)
@@ -58,6 +60,7 @@ static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_cl
 		if (sum.cache == NULL)
 			return false;
 		out->size = sum.cache->slot_bytes;
+		out->peak_pages = KSLAB_LOAD_RELAXED(&sum.cache->pages_peak);
 		*name = sum.cache->name;
 	}
 	kslab_heap_each_zone(heap, sum_zone, &sum);
@@ -108,42 +111,12 @@ void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
 		out->empty_pages += one.empty_pages;
 	}
 	kslab_heap_each_zone(heap, sum_counters, out);
-	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++)
-		out->cpus_online += heap->zone[cpu] != &kslab_zone_none;
+	for (unsigned i = 0; i < KSLAB_REASON_COUNT; i++)
+		out->failed[i] = KSLAB_LOAD_RELAXED(&heap->tally.failed[i]);
+	out->cpus_online = heap->cpus_online;
 }
 
 /* ---- text ----------------------------------------------------------------------------------------------- */
-
-struct printer {
-	void (*putc)(void *ctx, char c);
-	void *ctx;
-};
-
-static void print_text(const struct printer *printer, const char *text, unsigned width)
-{
-	unsigned n = 0;
-
-	for (; text[n] != '\0'; n++)
-		printer->putc(printer->ctx, text[n]);
-	for (; n < width; n++)
-		printer->putc(printer->ctx, ' ');
-}
-
-/* Right-aligned decimal. */
-static void print_number(const struct printer *printer, size_t value, unsigned width)
-{
-	char digits[24];
-	unsigned n = 0;
-
-	do {
-		digits[n++] = (char)('0' + value % 10);
-		value /= 10;
-	} while (value != 0);
-	for (unsigned i = n; i < width; i++)
-		printer->putc(printer->ctx, ' ');
-	while (n != 0)
-		printer->putc(printer->ctx, digits[--n]);
-}
 
 /* part / whole in percent, rounded to the nearest. */
 static size_t percent(size_t part, size_t whole)
@@ -157,50 +130,66 @@ static size_t percent(size_t part, size_t whole)
 	return kslab_divide(100 * part + whole / 2, whole);
 }
 
-static void print_row(const struct printer *printer, const char *name, const struct kslab_class_stats *row,
+static void print_row(struct kslab_printer *printer, const char *name, const struct kslab_class_stats *row,
 		      size_t page_bytes)
 {
 	size_t taken = row->base_pages * page_bytes;
 
-	print_text(printer, name != NULL ? name : "", 16);
-	print_number(printer, row->size, 7);
-	print_number(printer, row->live, 9);
-	print_number(printer, row->slots, 9);
-	print_number(printer, row->base_pages, 8);
-	print_number(printer, row->empty_pages, 7);
-	print_number(printer, percent(taken - row->live * row->size, taken), 6);
-	print_text(printer, "%\n", 0);
+	kslab_print_text(printer, name != NULL ? name : "", 16);
+	kslab_print_number(printer, row->size, 7);
+	kslab_print_number(printer, row->live, 9);
+	kslab_print_number(printer, row->slots, 9);
+	kslab_print_number(printer, row->base_pages, 8);
+	kslab_print_number(printer, row->peak_pages, 8);
+	kslab_print_number(printer, row->empty_pages, 7);
+	kslab_print_number(printer, percent(taken - row->live * row->size, taken), 6);
+	kslab_print_text(printer, "%\n", 0);
 }
 
-static void print_line(const struct printer *printer, const char *label, size_t value, const char *unit)
+static void print_totals(struct kslab_printer *printer, const struct kslab_stats *stats)
 {
-	print_text(printer, label, 0);
-	print_number(printer, value, 0);
-	print_text(printer, unit, 0);
+	const struct kslab_zone_counters *counters = &stats->counters;
+	const char *before = "failed: ";
+
+	kslab_print_pair(printer, "pages: ", stats->pages_in_use, " in use, ");
+	kslab_print_pair(printer, "", stats->pages_peak, " at most, ");
+	kslab_print_pair(printer, "", stats->metadata_pages, " metadata, ");
+	kslab_print_pair(printer, "", stats->large_pages, " in ");
+	kslab_print_pair(printer, "", stats->large_blocks, " large blocks, ");
+	kslab_print_pair(printer, "", stats->empty_pages, " empty\n");
+	kslab_print_pair(printer, "objects: ", stats->live_objects, " live, ");
+	kslab_print_pair(printer, "", stats->object_bytes, " bytes\n");
+	kslab_print_pair(printer, "calls: ", counters->slow_allocs, " slow allocations, ");
+	kslab_print_pair(printer, "", counters->slow_frees, " slow frees, ");
+	kslab_print_pair(printer, "", counters->remote_frees, " remote frees, ");
+	kslab_print_pair(printer, "", counters->mails, " mails, ");
+	kslab_print_pair(printer, "", stats->lock_acquisitions, " locks\n");
+	kslab_print_pair(printer, "object pages: ", counters->pages_made, " made, ");
+	kslab_print_pair(printer, "", counters->pages_released, " given back\n");
+	for (unsigned i = 0; i < KSLAB_REASON_COUNT; i++) {
+		if (stats->failed[i] == 0)
+			continue;
+		kslab_print_pair(printer, before, stats->failed[i], " ");
+		kslab_print_text(printer, kslab_reason_name((enum kslab_reason)i), 0);
+		before = ", ";
+	}
+	if (before[0] == ',')
+		kslab_print_text(printer, "\n", 0);
 }
 
 void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), void *ctx)
 {
-	const struct printer printer = { putc, ctx };
+	struct kslab_printer printer = { putc, ctx, 0 };
 	struct kslab_class_stats row;
 	struct kslab_stats stats;
 	const char *name;
 
 	kslab_heap_stats(heap, &stats);
-	print_text(&printer, "class              size   in use    slots   pages  empty  waste\n", 0);
-	for (unsigned i = 0; class_stats(heap, i, &row, &name); i++) {
-		if (row.object_pages == 0)
-			continue;
-		print_row(&printer, name, &row, stats.page_bytes);
-	}
-	print_line(&printer, "pages: ", stats.pages_in_use, " in use, ");
-	print_line(&printer, "", stats.pages_peak, " at most, ");
-	print_line(&printer, "", stats.metadata_pages, " metadata, ");
-	print_line(&printer, "", stats.large_pages, " in ");
-	print_line(&printer, "", stats.large_blocks, " large blocks, ");
-	print_line(&printer, "", stats.empty_pages, " empty\n");
-	print_line(&printer, "objects: ", stats.live_objects, " live, ");
-	print_line(&printer, "", stats.object_bytes, " bytes\n");
+	kslab_print_text(&printer, "class              size   in use    slots   pages    peak  empty  waste\n", 0);
+	for (unsigned i = 0; class_stats(heap, i, &row, &name); i++)
+		if (row.peak_pages != 0)
+			print_row(&printer, name, &row, stats.page_bytes);
+	print_totals(&printer, &stats);
 }
 
 void kslab_stats(struct kslab_stats *out)

@@ -7,6 +7,7 @@
 #ifndef KSLAB_HEAP_H
 #define KSLAB_HEAP_H
 
+#include <kslab/inject.h>
 #include <kslab/object_page.h>
 #include <kslab/port.h>
 #include <kslab/report.h>
@@ -47,17 +48,21 @@ struct kslab_zone {
 	struct kslab_zone_counters counters;
 	struct kslab_page *spare[KSLAB_SPARE_BLOCKS]; /* [o] freed large blocks, kept whole; oldest first */
 	size_t spare_run;             /* [o] base pages in them */
-	uintptr_t reserved[(128 - (3 + KSLAB_SPARE_BLOCKS) * sizeof(uintptr_t) - 8 -
+	struct kslab_zone *lingering; /* [l] next zone without a CPU that still holds QUEUED pages */
+	uintptr_t reserved[(128 - (4 + KSLAB_SPARE_BLOCKS) * sizeof(uintptr_t) - 8 -
 			    sizeof(struct kslab_zone_counters)) /
 			   sizeof(uintptr_t)];
 	struct kslab_sc sc[KSLAB_CLASSES];
 };
 
 /* Address -> descriptor. top[i] is biased: top[i] + (address >> GRAIN_SHIFT) * sizeof(pointer) is the entry. */
+#define KSLAB_SIDE_ENTRIES 4
 struct kslab_page_map {
 	uintptr_t base;   /* [I] first address of the window */
 	size_t limit;     /* [I] entries of top: all, or 0 while there is no window */
 	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
+	uintptr_t side_base;                  /* [I] of the side window, where a heap began on a static array */
+	uintptr_t side[KSLAB_SIDE_ENTRIES];   /* [a] its top; side[0] = 0: there is none */
 };
 
 /*
@@ -97,9 +102,17 @@ struct kslab_meta {
 	size_t unmarked;                   /* chunks that are not marked yet */
 };
 
+/* What the observers add up. All [a], relaxed. */
+struct kslab_tally {
+	size_t failed[KSLAB_REASON_COUNT];   /* calls that failed, by reason; wrap */
+	size_t pages[KSLAB_CLASSES];         /* base pages in object pages of each class, all zones */
+	size_t pages_peak[KSLAB_CLASSES];
+};
+
 struct kslab_heap {
 	/* read by every call */
-	size_t route_limit; /* [I] entries of route that the fast path may use: 0 before init and when debugging */
+	/* [a] entries of route that the fast path may use: 0 before init, when debugging, under kslab_inject */
+	size_t route_limit;
 	struct kslab_zone *zone[KSLAB_CFG_CPUS]; /* [a] zone of level 0; &kslab_zone_none before online */
 	uint16_t route[KSLAB_ROUTE_MAX_BYTES / 8]; /* [I] (size - 1) / 8 -> offset of the sc in a zone */
 	struct kslab_page_map map;
@@ -141,7 +154,12 @@ struct kslab_heap {
 	size_t emergency_pages, emergency_target; /* [l] */
 	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
 	struct kslab_zone *limbo;     /* [l] owns the pages of CPUs that went offline; operated under the lock */
-	size_t limbo_pages;           /* [a] object pages that limbo and parked zones hold */
+	size_t limbo_pages;           /* [a] object pages that limbo and lingering zones hold */
+	kslab_word limbo_classes[2];  /* [a] classes of which limbo has pages with free slots: one bit each, 32 a word */
+	struct kslab_zone *lingering; /* [a] written under [l]: parked zones that wait for mail */
+	uint32_t cpus_online;         /* [l] */
+	struct kslab_tally tally;     /* [a] */
+	struct kslab_injecting inject; /* what shall fail */
 	struct kslab_zone boot_zone;  /* CPU 0, level 0 */
 } __attribute__((aligned(64)));
 

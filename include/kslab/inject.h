@@ -2,8 +2,8 @@
  * kslab/inject.h - owns fault injection: allocations that fail on request, so that a kernel's error paths get run.
  * Rank: 1.
  *
- * Price while off: none on the fast path; one compare for each page that is taken from the source. While
- * allocations are in question, every allocation goes the slow way.
+ * Price while off: none on the fast path; one compare for each page taken from the source, and for each object of
+ * an object cache. While allocations are in question, every allocation goes the slow way.
  */
 #ifndef KSLAB_INJECT_H
 #define KSLAB_INJECT_H

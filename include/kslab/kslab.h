@@ -40,14 +40,21 @@ struct kslab_config {
 
 	size_t page_bytes;     /* base page: power of two >= 2^KSLAB_CFG_GRAIN_SHIFT; 0: 4096 */
 	size_t max_page_bytes; /* longest object page: power of two; 0: 64 KiB */
-	size_t min_align;      /* 8 or 16: alignment of every object of at least that size; 0: 16 on 64-bit, 8 on 32 */
+	/*
+	 * 8 or 16: alignment of every object of at least that size; 0: 8. With 8, a type of alignment 16 is still
+	 * aligned, because its size is a multiple of 16; only 16-aligned headers of odd-sized data need 16 here.
+	 */
+	size_t min_align;
 	bool packs;            /* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
 	size_t retain_bytes;   /* empty object pages a CPU keeps; 0: 512 KiB; KSLAB_RETAIN_NONE: nothing */
 	size_t max_pages;      /* quota of base pages; 0: none */
 	size_t emergency_pages; /* base pages set aside for KSLAB_RESERVE requests */
 	uintptr_t window_base; /* in the first address range to manage; 0: found from the first page or region */
 
-	/* Regions only: called with a free run whose contents are not needed; the run MUST read as zero after. */
+	/*
+	 * Regions only: called with a free run whose contents are not needed; the run MUST read as zero after.
+	 * With a purge callback, regions MUST read as zero when they are added.
+	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	size_t purge_bytes;    /* free memory a region may hold before purge is called; 0: 8 MiB */
 
@@ -68,7 +75,8 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 
 /*
  * kslab_init_region - kslab_init with defaults, on one piece of memory
- * @mem, @bytes: any alignment; at least eight base pages. Metadata is taken from it.
+ * @mem, @bytes: any alignment; at least eight base pages. Metadata is taken from it. Runs of pages come from a buddy
+ * system: n pages need an aligned free block of the next power of two, whose tail goes back at once.
  */
 enum kslab_reason kslab_init_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes);
@@ -241,6 +249,7 @@ struct kslab_cache {
 	void (*constructor)(void *object, void *ctx);
 	void *ctx;
 	struct kslab_cache *next;
+	size_t pages, pages_peak;    /* [a] base pages in its object pages */
 	struct kslab_cache_zone *zones[KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS]; /* [a] made on demand */
 };
 
@@ -281,6 +290,7 @@ struct kslab_stats {
 	size_t large_blocks;
 	uint64_t lock_acquisitions;
 	struct kslab_zone_counters counters; /* sum over all zones */
+	size_t failed[KSLAB_REASON_COUNT]; /* calls that failed, by reason */
 	unsigned cpus_online;
 };
 
@@ -290,6 +300,7 @@ struct kslab_class_stats {
 	size_t slots;
 	size_t object_pages;
 	size_t base_pages;
+	size_t peak_pages;   /* base_pages, at most so far */
 	size_t empty_pages;  /* base pages in empty object pages */
 	size_t waste_bytes;  /* bytes of these pages in no slot, and their descriptors */
 };

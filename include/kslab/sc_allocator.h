@@ -39,7 +39,7 @@ struct kslab_sc_allocator {
 
 /*
  * KSLAB_SC_INIT - static initialiser; size and page_bytes as for kslab_sc_init, not checked here: an
- * allocator with impossible values answers INVALID_LAYOUT to every call.
+ * allocator with impossible values refuses every call, as after a failed kslab_sc_init.
  */
 #define KSLAB_SC_INIT(size_, page_bytes_)                                                              \
 	{                                                                                              \
@@ -50,15 +50,16 @@ struct kslab_sc_allocator {
 /*
  * kslab_sc_init - make an allocator for objects of one size
  * @size: slot size in bytes, 8 .. what fits a page with its descriptor; rounded up to a multiple of 8
- * @page_bytes: power of two, 512 or more
- * Return: KSLAB_ALLOCATION_OK, or KSLAB_INVALID_LAYOUT (then every later call says so, too).
+ * @page_bytes: power of two, 512 bytes to 32 MiB
+ * Return: KSLAB_ALLOCATION_OK, or KSLAB_INVALID_LAYOUT (then every later call is refused: allocate with
+ * INVALID_LAYOUT, deallocate with INVALID_POINTER, refill with INVALID_PAGE).
  */
 enum kslab_allocation_error kslab_sc_init(struct kslab_sc_allocator *sc, size_t size, size_t page_bytes);
 
-/* The largest request this allocator serves, bytes. */
+/* The largest request this allocator serves, bytes; 0: impossible values. */
 size_t kslab_sc_size(const struct kslab_sc_allocator *sc);
 
-/* Objects per page. */
+/* Objects per page; 0: impossible values. */
 size_t kslab_sc_slots(const struct kslab_sc_allocator *sc);
 
 /*
