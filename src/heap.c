@@ -68,7 +68,8 @@
  * ---- Locks ----------------------------------------------------------------------------------------------
  *
  * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a zone.
- * 2. the lock of the default heap, for the list of heaps; never together with 1 but in is_known(), which reads.
+ * 2. the lock of the default heap, for the list of heaps; never together with 1; what is read of other
+ *    heaps under lock 1 (kslab_source_is_known) is read without theirs.
  * No lock and no zone is held while a callback of the kernel (page source, purge, report, constructor) runs.
  *
  * ---- What we chose not to do ----------------------------------------------------------------------------
@@ -100,7 +101,7 @@ _Static_assert(offsetof(struct kslab_zone, sc) + KSLAB_CLASSES * sizeof(struct k
 struct kslab_heap kslab_default_heap;
 
 #define NO_CLASS KSLAB_SC_CORE_INIT(0, KSLAB_CLASS_CACHE)
-struct kslab_zone kslab_zone_none = { .sc = { [0 ... KSLAB_CLASSES - 1] = NO_CLASS } };
+struct kslab_zone kslab_zone_none = { .last_error = KSLAB_NOT_INITIALISED, .sc = { [0 ... KSLAB_CLASSES - 1] = NO_CLASS } };
 
 /* Object pages of a class at each length before longer ones are made: its newest page wastes at most about 1/16. */
 #define PAGES_PER_LENGTH 16u
@@ -142,6 +143,18 @@ struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap)
 		}
 	}
 	return NULL;
+}
+
+struct kslab_zone *kslab_heap_enter_level(struct kslab_heap *heap, unsigned level)
+{
+	struct kslab_zone *zone = kslab_heap_zone(heap);
+
+	while (zone != NULL && zone->level != level)
+		zone = KSLAB_LOAD_ACQUIRE(&zone->inner);
+	if (zone == NULL || KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)
+		return NULL;
+	kslab_zone_enter(zone);
+	return zone;
 }
 
 /* Every level that this CPU has is busy: make one more. Return: KSLAB_OK: try to enter again. */
@@ -203,7 +216,7 @@ void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason)
 	kslab_tally_failure(heap, reason);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
-	if (zone != NULL) {
+	if (zone != NULL && zone != &kslab_zone_none) {
 		zone->last_error = (uint8_t)reason;
 		zone->counters.failures++;
 	}
@@ -286,6 +299,17 @@ void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t co
 	kslab_report_fault(heap, &report);
 }
 
+void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page, const void *caller)
+{
+	struct kslab_report report = { .fault = KSLAB_FAULT_CORRUPT_METADATA,
+				       .pointer = page,
+				       .page = (void *)page->data,
+				       .caller = caller,
+				       .what = "corrupt metadata: a page's list links are broken; it is fenced off" };
+
+	kslab_report_fault(heap, &report);
+}
+
 /* What a zone has to give back: for a reclaim request everything, else what is above the retention. */
 static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zone *zone, bool *collected)
 {
@@ -310,8 +334,8 @@ static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zon
 	return page;
 }
 
-/* Give back what this CPU's zone has too much of. */
-static void trim(struct kslab_heap *heap)
+/* Give back what this CPU's zone of a level has too much of. */
+static void trim(struct kslab_heap *heap, unsigned level)
 {
 	bool collected = false;
 
@@ -322,7 +346,7 @@ static void trim(struct kslab_heap *heap)
 		struct kslab_zone *zone;
 
 		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter(heap);
+		zone = kslab_heap_enter_level(heap, level);
 		if (zone != NULL) {
 			page = take_surplus(heap, zone, &collected);
 			kslab_zone_leave(zone);
@@ -334,22 +358,33 @@ static void trim(struct kslab_heap *heap)
 	}
 }
 
-void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller)
+void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller)
 {
 	uintptr_t late = zone->owner.late;
 	size_t late_count = zone->owner.late_count;
-	bool has_work = zone->owner.empty_run >
-				KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
-			zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	struct kslab_page *corrupt = zone->owner.corrupt;
 
 	zone->owner.late = 0;
 	zone->owner.late_count = 0;
+	zone->owner.corrupt = NULL;
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
 	if (KSLAB_UNLIKELY(late != 0))
 		kslab_heap_report_late(heap, late, late_count, caller);
+	if (KSLAB_UNLIKELY(corrupt != NULL))
+		kslab_heap_report_corrupt(heap, corrupt, caller);
+}
+
+void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller)
+{
+	bool has_work = zone->owner.empty_run >
+				KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
+			zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	unsigned level = zone->level;
+
+	kslab_zone_leave_reporting(heap, zone, caller);
 	if (KSLAB_UNLIKELY(has_work))
-		trim(heap);
+		trim(heap, level);
 }
 
 /* ---- making pages --------------------------------------------------------------------------------------- */
@@ -631,8 +666,14 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	if (page == &kslab_page_metadata)
 		report->fault = KSLAB_FAULT_BAD_POINTER;
 	if (page->state == KSLAB_PAGE_LARGE) {
-		report->page = report->object = (void *)page->data;
-		report->page_bytes = report->object_bytes = kslab_large_bytes(heap, page);
+		report->page = (void *)page->data;
+		report->page_bytes = kslab_large_bytes(heap, page);
+		if (offset >= report->page_bytes) { /* beside the block, in the run of an unusual alignment */
+			report->fault = KSLAB_FAULT_BAD_POINTER;
+			return;
+		}
+		report->object = report->page;
+		report->object_bytes = report->page_bytes;
 		report->fault = offset == 0 ? KSLAB_FAULT_DOUBLE_FREE : KSLAB_FAULT_INTERIOR_POINTER;
 		if (cache != NULL)
 			report->fault = KSLAB_FAULT_WRONG_CACHE;
@@ -724,8 +765,10 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 
 		freed = result != KSLAB_REMOTE_DOUBLE;
 		if (zone != NULL) {
-			zone->counters.remote_frees += freed;
+			KSLAB_STORE_RELAXED(&zone->owner.remote_frees, zone->owner.remote_frees + freed);
 			zone->counters.mails += result == KSLAB_REMOTE_MAILED;
+		} else if (freed) {
+			KSLAB_FETCH_ADD_RELAXED(&heap->zoneless_frees, (size_t)1);
 		}
 	}
 	if (zone != NULL)

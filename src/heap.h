@@ -56,6 +56,13 @@ KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
 /* Innermost zone of this CPU that is idle, entered; NULL: none. Pinned by the caller. */
 struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
 
+/* The zone of one level of this CPU, entered; NULL: there is none, or it is busy. Pinned by the caller. */
+struct kslab_zone *kslab_heap_enter_level(struct kslab_heap *heap, unsigned level);
+
+/* Leave, unpin, and report what was found late. */
+void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller);
+void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page, const void *caller);
+
 /* After anything that may have left work behind: late faults, reclaim requests, too many empty pages. */
 void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller);
 
@@ -82,6 +89,10 @@ void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct ksl
 unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align);
 
 /* ---- large blocks --------------------------------------------------------------------------------------- */
+
+/* Larger requests can't succeed; below this no sum of sizes wraps. */
+#define KSLAB_REQUEST_MAX                                                                                      \
+	((size_t)(KSLAB_WINDOW_BYTES - 1 < SIZE_MAX / 4 ? KSLAB_WINDOW_BYTES - 1 : SIZE_MAX / 4))
 
 /* What page->owner holds while a large block is live. */
 KSLAB_INLINE uintptr_t kslab_large_tag(const struct kslab_heap *heap)

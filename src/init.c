@@ -91,9 +91,24 @@ static void link_heap(struct kslab_heap *heap)
 
 	if (heap == &kslab_default_heap || !kslab_heap_lock(&kslab_default_heap, &state))
 		return;
+	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap) {
+		if (other->next_heap == heap) { /* initialised again */
+			kslab_heap_unlock(&kslab_default_heap, &state);
+			return;
+		}
+	}
 	heap->next_heap = kslab_default_heap.next_heap;
 	kslab_default_heap.next_heap = heap;
 	kslab_heap_unlock(&kslab_default_heap, &state);
+}
+
+/* What follows a heap in the list of all heaps, if it is in there (its memory may hold anything). */
+static struct kslab_heap *next_in_list(const struct kslab_heap *heap)
+{
+	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap)
+		if (other == heap)
+			return other->next_heap;
+	return NULL;
 }
 
 static void unlink_heap(struct kslab_heap *heap)
@@ -135,7 +150,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : DEFAULT_PAGE_BYTES;
 	size_t max_page_bytes = config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
 	size_t min_align = config->min_align != 0 ? config->min_align : DEFAULT_MIN_ALIGN;
-	struct kslab_heap *next = heap == &kslab_default_heap ? heap->next_heap : NULL;
+	struct kslab_heap *next = next_in_list(heap);
 
 	if (page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
 		return KSLAB_BAD_ARGUMENT;
@@ -186,19 +201,21 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	return KSLAB_OK;
 }
 
-static enum kslab_reason refuse_region(struct kslab_heap *heap, void *mem, size_t bytes, const char *what)
+static enum kslab_reason refuse_region(struct kslab_heap *heap, void *mem, size_t bytes, const void *caller,
+				       const char *what)
 {
 	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_REGION,
 				       .pointer = mem,
 				       .page = mem,
 				       .page_bytes = bytes,
+				       .caller = caller,
 				       .what = what };
 
 	kslab_report_fault(heap, &report);
 	return KSLAB_BAD_ARGUMENT;
 }
 
-enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes)
+static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t bytes, const void *caller)
 {
 	uintptr_t start = (uintptr_t)mem;
 	struct kslab_region region = { 0 };
@@ -208,28 +225,31 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
 	if (mem == NULL || bytes < 2 * heap->page_bytes)
-		return refuse_region(heap, mem, bytes, "region is too small");
+		return refuse_region(heap, mem, bytes, caller, "region is too small");
 	if (start + (bytes - 1) < start || start + bytes == 0)
-		return refuse_region(heap, mem, bytes, "region wraps the address space");
+		return refuse_region(heap, mem, bytes, caller, "region wraps the address space");
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
+	/* All judgements before the window is placed: a refusal leaves the heap as it was. */
 	if (heap->regions == KSLAB_CFG_REGIONS)
 		what = "no region slot is left (KSLAB_CFG_REGIONS)";
+	else if (kslab_source_is_known(heap, start, bytes))
+		what = "region overlaps memory of a heap";
+	else if (!kslab_region_init(&region, start, bytes, heap->page_shift, heap->purge != NULL))
+		what = "region is too small";
 	else if (!kslab_source_covers(heap, start, bytes))
 		what = "region lies outside the window";
-	for (unsigned i = 0; i < heap->regions && what == NULL; i++)
-		if (start < heap->region[i].end && heap->region[i].start < start + bytes)
-			what = "region overlaps an earlier one";
-	if (what == NULL && !kslab_page_map_is_free(&heap->map, start & ~(uintptr_t)(heap->page_bytes - 1), bytes))
-		what = "region overlaps pages of the heap";
-	if (what == NULL && !kslab_region_init(&region, start, bytes, heap->page_shift, heap->purge != NULL))
-		what = "region is too small";
 	if (what == NULL)
 		heap->region[heap->regions] = region;
 	if (what == NULL)
 		KSLAB_STORE_RELEASE(&heap->regions, heap->regions + 1); /* pairs with region_of */
 	kslab_heap_unlock(heap, &state);
-	return what == NULL ? KSLAB_OK : refuse_region(heap, mem, bytes, what);
+	return what == NULL ? KSLAB_OK : refuse_region(heap, mem, bytes, caller, what);
+}
+
+enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes)
+{
+	return add_region(heap, mem, bytes, KSLAB_CALLER());
 }
 
 enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes)
@@ -239,10 +259,12 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
 
 	if (reason != KSLAB_OK)
 		return reason;
-	reason = kslab_heap_add_region(heap, mem, bytes);
+	reason = add_region(heap, mem, bytes, KSLAB_CALLER());
 	if (reason != KSLAB_OK) {
+		unlink_heap(heap);
 		heap->state = 0;
 		heap->route_limit = 0;
+		heap->boot_zone.owner.key = 0;
 	}
 	return reason;
 }
@@ -266,24 +288,28 @@ enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap, void *(*al
 	return KSLAB_OK;
 }
 
+static void count_page(void *ctx, const struct kslab_page *page)
+{
+	struct kslab_report *report = ctx;
+	uint32_t live = kslab_page_live(page);
+
+	report->count += live;
+	if (live != 0) {
+		report->page = (void *)page->data;
+		report->object_bytes = page->sc->size;
+	}
+}
+
+/* Looks only: a refusal leaves the heap as it was. */
 static void count_live(void *ctx, struct kslab_zone *zone)
 {
 	struct kslab_report *report = ctx;
 	struct kslab_sc *sc;
 
-	for (unsigned i = 0; (sc = kslab_zone_sc(zone->heap, zone, i)) != NULL; i++) {
-		const struct kslab_page_list *lists[] = { &sc->partial, &sc->full };
-
-		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
-			const struct kslab_page *page = lists[l]->head;
-
-			for (; page != NULL; page = kslab_page_list_after(lists[l], page)) {
-				report->count += kslab_page_live(page);
-				report->page = (void *)page->data;
-				report->object_bytes = sc->size;
-			}
-		}
-	}
+	for (unsigned i = 0; (sc = kslab_zone_sc(zone->heap, zone, i)) != NULL; i++)
+		kslab_sc_each(sc, count_page, report);
+	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++)
+		report->count--; /* in the list of large blocks, but free */
 }
 
 static void give_all_back(void *ctx, struct kslab_zone *zone)
@@ -312,19 +338,26 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
 	kslab_large_release_deferred(heap);
-	kslab_heap_each_zone(heap, collect_zone, NULL);
+	report.count = heap->large_blocks;
 	kslab_heap_each_zone(heap, count_live, &report);
-	report.count += heap->large_blocks;
 	if (report.count != 0) {
 		kslab_report_fault(heap, &report);
 		return KSLAB_BAD_ARGUMENT;
 	}
+	kslab_heap_each_zone(heap, collect_zone, NULL);
 	kslab_heap_each_zone(heap, give_all_back, NULL);
 	unlink_heap(heap);
 	heap->route_limit = 0;
 	heap->state = 0;
 	heap->map.limit = 0;
+	heap->map.side[0] = 0;
 	heap->boot_zone.owner.key = 0;
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		heap->zone[cpu] = &kslab_zone_none;
+		heap->parked[cpu] = NULL;
+	}
+	heap->limbo = heap->lingering = NULL;
+	heap->caches = NULL;
 	kslab_source_fini(heap);
 	return KSLAB_OK;
 }

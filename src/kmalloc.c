@@ -72,7 +72,7 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 {
 	unsigned cls;
 
-	if (heap->state != KSLAB_HEAP_READY || n > SIZE_MAX / 4)
+	if (heap->state != KSLAB_HEAP_READY || n > KSLAB_REQUEST_MAX)
 		return 0;
 	cls = kslab_heap_class(heap, n, 1);
 	if (cls < KSLAB_CLASSES)
@@ -108,11 +108,15 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	page = kslab_heap_object(heap, p, &bytes, caller);
 	if (page == NULL)
 		return NULL;
+	if (KSLAB_LOAD_RELAXED(&page->owner) & KSLAB_TAG_CACHE) {
+		kslab_heap_fault_pointer(heap, p, NULL, caller);
+		return NULL;
+	}
 	if (page->state == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
 		if (n > bytes / 4 && n > KSLAB_CLASS_MAX_BYTES && kslab_large_resize(heap, page, n))
 			return p;
-	} else if (page->sc->cls != KSLAB_CLASS_CACHE && page->sc->cls == kslab_heap_class(heap, n, 1)) {
+	} else if (page->sc->cls == kslab_heap_class(heap, n, 1)) {
 		return p;
 	}
 	return move(heap, p, bytes, n, caller);
@@ -173,6 +177,7 @@ static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n,
 		report.object = p;
 		report.object_bytes = bytes;
 		report.page = (const void *)page->data;
+		report.page_bytes = page->state == KSLAB_PAGE_LARGE ? bytes : (size_t)page->pages << heap->page_shift;
 		kslab_heap_fail(heap, KSLAB_BAD_FREE);
 		kslab_report_fault(heap, &report);
 		return;

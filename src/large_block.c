@@ -5,10 +5,6 @@
 #include "heap.h"
 #include "page_list.h"
 
-/* Larger requests can't succeed; below this no sum of sizes wraps. */
-#define REQUEST_MAX                                                                                            \
-	((size_t)(KSLAB_WINDOW_BYTES - 1 < SIZE_MAX / 4 ? KSLAB_WINDOW_BYTES - 1 : SIZE_MAX / 4))
-
 /*
  * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run, bytes
  * asked for }. A run may be longer than the block when an alignment above a page was asked of a source that
@@ -113,7 +109,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	struct kslab_run run;
 	uintptr_t data;
 
-	if (n > REQUEST_MAX || align > REQUEST_MAX)
+	if (n > KSLAB_REQUEST_MAX || align > KSLAB_REQUEST_MAX)
 		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
 	pages = n == 0 ? 1 : (n + page_bytes - 1) >> heap->page_shift;
 	if (pages > UINT32_MAX)
@@ -158,13 +154,22 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	uintptr_t address = page->bits[0].avail;
 	size_t pages = page->bits[0].freed;
 	struct kslab_lock_state state;
+	bool sound;
 
 	if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
 		return false;
-	kslab_page_list_remove(&heap->large, page);
-	heap->large_blocks--;
-	heap->large_pages -= pages;
+	sound = kslab_page_list_is_sound(page);
+	if (sound) {
+		kslab_page_list_remove(&heap->large, page);
+		heap->large_blocks--;
+		heap->large_pages -= pages;
+	}
 	kslab_heap_unlock(heap, &state);
+	if (!sound) { /* no broken link is followed: the block is fenced off */
+		page->state = KSLAB_PAGE_FENCED;
+		kslab_heap_report_corrupt(heap, page, KSLAB_CALLER());
+		return true;
+	}
 	kslab_page_map_set(&heap->map, address, pages << heap->page_shift, &kslab_page_released);
 	kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
 	kslab_source_free(heap, address, pages);
@@ -221,7 +226,7 @@ bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t
 	struct kslab_lock_state state;
 	uintptr_t end = page->data + (old << heap->page_shift);
 
-	if (n > REQUEST_MAX || pages > UINT32_MAX)
+	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX)
 		return false;
 	if (pages != old && (page->bits[0].avail != page->data || page->bits[0].freed != old ||
 			     !kslab_source_is_divisible(heap, page->data)))

@@ -101,6 +101,7 @@ static void look_for_live(void *ctx, const struct kslab_page *page)
 		}
 		ending->report.object_bytes = page->sc->size;
 		ending->report.page = (const void *)page->data;
+		ending->report.page_bytes = (size_t)page->pages << ending->cache->heap->page_shift;
 	}
 	ending->report.count += live;
 }
@@ -110,12 +111,8 @@ static void count_zone(void *ctx, struct kslab_zone *zone)
 	struct ending *ending = ctx;
 	struct kslab_cache_zone *own = ending->cache->zones[kslab_zone_index(zone)];
 
-	if (own == NULL || zone == zone->heap->limbo)
-		return;
-	kslab_sc_drain(&zone->owner);
-	kslab_sc_retire(&zone->owner, &own->sc);
-	kslab_sc_sweep(&zone->owner, &own->sc);
-	kslab_sc_each(&own->sc, look_for_live, ending);
+	if (own != NULL && zone != zone->heap->limbo)
+		kslab_sc_each(&own->sc, look_for_live, ending);
 }
 
 /* Every page of the cache goes, whatever is in it. */
@@ -126,6 +123,9 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 
 	if (own == NULL || zone == zone->heap->limbo)
 		return;
+	kslab_sc_drain(&zone->owner);
+	kslab_sc_retire(&zone->owner, &own->sc);
+	kslab_sc_sweep(&zone->owner, &own->sc);
 	for (;;) {
 		struct kslab_page *page = own->sc.partial.head;
 
@@ -134,7 +134,7 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 		if (page != NULL) {
 			/* Forced: the live objects are declared free. */
 			for (unsigned i = 0; i < (page->slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS; i++) {
-				KSLAB_STORE_RELAXED(&page->bits[i].remote, (kslab_word)0);
+				kslab_page_harvest_word(&zone->owner, page, i);
 				KSLAB_STORE_RELAXED(&page->bits[i].freed, ~(kslab_word)0);
 			}
 			kslab_sc_drain(&zone->owner);

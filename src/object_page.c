@@ -78,7 +78,7 @@ kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page 
 	 */
 	KSLAB_STORE_RELAXED(&bits->freed, freed | (remote & ~twice));
 	KSLAB_FETCH_AND_RELEASE(&bits->remote, ~remote);
-	owner->harvested += kslab_popcount(remote & ~twice);
+	KSLAB_STORE_RELAXED(&owner->harvested, owner->harvested + kslab_popcount(remote));
 	return remote & ~twice;
 }
 

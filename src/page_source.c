@@ -98,34 +98,50 @@ static struct kslab_region *region_of(struct kslab_heap *heap, uintptr_t address
 	return NULL;
 }
 
-/* True if the pages are known to another part of this heap, or to another heap. Under the lock. */
-static bool is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+static bool overlaps(uintptr_t a, size_t a_bytes, uintptr_t b, size_t b_bytes)
 {
-	const struct kslab_chunk *chunk;
+	return a - b < b_bytes || b - a < a_bytes;
+}
 
-	for (const struct kslab_heap *h = &kslab_default_heap; h != NULL; h = h->next_heap) {
-		if (h->state == KSLAB_HEAP_READY && h->window_placed && h != heap &&
-		    !kslab_page_map_is_free(&h->map, address, bytes))
-			return true;
-	}
+/* True if a heap holds any of the pages: in its map, its regions, its metadata, or set aside. */
+static bool holds(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	if (heap->state != KSLAB_HEAP_READY)
+		return false;
 	if (heap->window_placed && !kslab_page_map_is_free(&heap->map, address, bytes))
 		return true;
-	for (unsigned i = 0; i < heap->regions; i++)
-		if (address < heap->region[i].end && heap->region[i].start < address + bytes)
+	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions); i++)
+		if (overlaps(address, bytes, heap->region[i].start, heap->region[i].end - heap->region[i].start))
 			return true;
-	for (chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
-		if (!chunk->marked && address < chunk->address + chunk->pages * heap->page_bytes &&
-		    chunk->address < address + bytes)
+	if (heap->meta.unmarked != 0)
+		for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
+			if (overlaps(address, bytes, chunk->address, chunk->pages << heap->page_shift))
+				return true;
+	for (uintptr_t page = heap->emergency; page != 0; page = *(uintptr_t *)page)
+		if (overlaps(address, bytes, page, heap->page_bytes))
 			return true;
 	return false;
 }
 
-static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes, const char *what)
+bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	address &= ~(uintptr_t)(heap->page_bytes - 1);
+	if (holds(heap, address, bytes))
+		return true;
+	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap)
+		if (other != heap && holds(other, address, bytes))
+			return true;
+	return false;
+}
+
+static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes, const void *caller,
+			const char *what)
 {
 	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_PAGE,
 				       .pointer = (void *)address,
 				       .page = (void *)address,
 				       .page_bytes = bytes,
+				       .caller = caller,
 				       .what = what };
 
 	kslab_report_fault(heap, &report);
@@ -144,11 +160,11 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 	} else if (address + (bytes - 1) < address) {
 		what = "page source: page wraps the address space";
 	} else if (kslab_heap_lock(heap, &state)) {
-		if (!kslab_source_covers(heap, address, bytes)) {
-			what = "page source: page outside the window";
-		} else if (is_known(heap, address, bytes)) {
+		if (kslab_source_is_known(heap, address, bytes)) {
 			what = "page source: page is in use already";
 			give_back = false;
+		} else if (!kslab_source_covers(heap, address, bytes)) {
+			what = "page source: page outside the window";
 		} else {
 			count_pages(heap, pages);
 		}
@@ -157,7 +173,7 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 	if (what != NULL) {
 		if (give_back)
 			heap->free_pages(heap->source_ctx, (void *)address, pages);
-		report_page(heap, address, bytes, what);
+		report_page(heap, address, bytes, KSLAB_CALLER(), what);
 		return false;
 	}
 	/* A run that is merely not aligned to its length is no fault: it can't be used for this. */
@@ -336,18 +352,18 @@ static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags, 
 /* Page-sized metadata gets a run of its own; only its record lies in a chunk. */
 static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
 {
-	struct kslab_chunk *chunk = alloc_piece(heap, sizeof(*chunk), flags, reason);
 	struct kslab_lock_state state;
+	struct kslab_chunk *chunk;
 	struct kslab_run run;
 
-	if (chunk == NULL)
-		return NULL;
 	*reason = raw_alloc(heap, (bytes + heap->page_bytes - 1) >> heap->page_shift, 1, flags, &run);
 	if (*reason != KSLAB_OK)
-		return NULL; /* the 64 bytes of the record are lost until the heap ends */
-	if (!kslab_heap_lock(heap, &state)) {
+		return NULL;
+	chunk = alloc_piece(heap, sizeof(*chunk), flags, reason);
+	if (chunk == NULL || !kslab_heap_lock(heap, &state)) {
 		kslab_source_free(heap, run.address, run.pages);
-		*reason = KSLAB_BUSY;
+		if (chunk != NULL)
+			*reason = KSLAB_BUSY;
 		return NULL;
 	}
 	record(heap, chunk, &run);

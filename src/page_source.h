@@ -60,6 +60,9 @@ void kslab_source_fini(struct kslab_heap *heap);
 /* First page or region, or (bytes = 0) the wish of the configuration: place the window. Under the lock, or in init. */
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
+/* True if a heap, this one or another, holds any of the pages. Under the lock. */
+bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes);
+
 /* True if the window (placed by the first call) covers a range; early in the boot it can move once. Under the lock. */
 bool kslab_source_covers(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 

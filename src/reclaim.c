@@ -11,45 +11,46 @@
 
 /* ---- memory pressure ------------------------------------------------------------------------------------ */
 
+/* Take one thing to give back out of the zone of a level; report what was found late. */
+static struct kslab_page *take_from_level(struct kslab_heap *heap, unsigned level, bool collect)
+{
+	struct kslab_page *page;
+	struct kslab_zone *zone;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_enter_level(heap, level);
+	if (zone == NULL) {
+		KSLAB_PORT_UNPIN();
+		return NULL;
+	}
+	if (collect)
+		kslab_zone_collect(heap, zone);
+	zone->owner.reserve_run = 0;
+	page = kslab_zone_take_spare(zone);
+	if (page == NULL)
+		page = kslab_zone_take_empty(heap, zone);
+	kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
+	return page;
+}
+
 /* Give back all empty pages of this CPU, up to `want` base pages. */
 static size_t reclaim_here(struct kslab_heap *heap, size_t want)
 {
 	size_t released = 0;
-	struct kslab_zone *zone;
 
-	KSLAB_PORT_PIN();
-	for (zone = kslab_heap_zone(heap); zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
-		bool collected = false;
+	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
+		bool collect = true;
 
 		while (released < want) {
-			struct kslab_page *page;
-			uintptr_t late;
-			size_t late_count;
+			struct kslab_page *page = take_from_level(heap, level, collect);
 
-			if (KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)
-				break;
-			kslab_zone_enter(zone);
-			if (!collected)
-				kslab_zone_collect(heap, zone);
-			collected = true;
-			zone->owner.reserve_run = 0;
-			page = kslab_zone_take_spare(zone);
-			if (page == NULL)
-				page = kslab_zone_take_empty(heap, zone);
-			late = zone->owner.late;
-			late_count = zone->owner.late_count;
-			zone->owner.late = 0;
-			zone->owner.late_count = 0;
-			kslab_zone_leave(zone);
-			if (late != 0)
-				kslab_heap_report_late(heap, late, late_count, KSLAB_CALLER());
 			if (page == NULL)
 				break;
+			collect = false;
 			released += page->state == KSLAB_PAGE_LARGE ? page->slots : page->pages;
 			kslab_heap_release(heap, page);
 		}
 	}
-	KSLAB_PORT_UNPIN();
 	return released;
 }
 
@@ -95,6 +96,20 @@ static void note_class(struct kslab_heap *heap, unsigned cls)
 	KSLAB_STORE_RELAXED(word, has ? *word | bit : *word & ~bit);
 }
 
+/* Leave the lock; then tell of double frees that limbo's harvests have found. */
+static void unlock_reporting(struct kslab_heap *heap, struct kslab_lock_state *state)
+{
+	struct kslab_owner *owner = &heap->limbo->owner;
+	uintptr_t late = owner->late;
+	size_t late_count = owner->late_count;
+
+	owner->late = 0;
+	owner->late_count = 0;
+	kslab_heap_unlock(heap, state);
+	if (late != 0)
+		kslab_heap_report_late(heap, late, late_count, NULL);
+}
+
 /* Bring limbo up to date: mail of its own and of zones that linger. Under the lock. */
 static void tend_limbo(struct kslab_heap *heap)
 {
@@ -107,6 +122,11 @@ static void tend_limbo(struct kslab_heap *heap)
 		size_t held;
 
 		move_to_limbo(heap, zone);
+		if (zone->owner.late != 0)
+			heap->limbo->owner.late = zone->owner.late;
+		heap->limbo->owner.late_count += zone->owner.late_count;
+		zone->owner.late = 0;
+		zone->owner.late_count = 0;
 		held = held_pages(zone);
 		pages += held;
 		if (held != 0)
@@ -160,7 +180,7 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 		page = kslab_zone_take_empty(heap, heap->limbo);
 		if (page != NULL)
 			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
-		kslab_heap_unlock(heap, &state);
+		unlock_reporting(heap, &state);
 		if (page == NULL)
 			break;
 		released += page->pages;
@@ -233,9 +253,9 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 
 /* ---- CPUs ----------------------------------------------------------------------------------------------- */
 
-static enum kslab_reason refuse_cpu(struct kslab_heap *heap, unsigned cpu, const char *what)
+static enum kslab_reason refuse_cpu(struct kslab_heap *heap, unsigned cpu, const void *caller, const char *what)
 {
-	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_CPU, .count = cpu, .what = what };
+	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_CPU, .count = cpu, .caller = caller, .what = what };
 
 	kslab_report_fault(heap, &report);
 	return KSLAB_BAD_ARGUMENT;
@@ -250,11 +270,11 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
 	if (cpu >= KSLAB_CFG_CPUS)
-		return refuse_cpu(heap, cpu, "cpu number is out of range");
+		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu number is out of range");
 	if (cpu != KSLAB_PORT_CPU())
-		return refuse_cpu(heap, cpu, "kslab_cpu_online must run on the cpu itself");
+		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "kslab_cpu_online must run on the cpu itself");
 	if (heap->zone[cpu] != &kslab_zone_none)
-		return cpu == 0 ? KSLAB_OK : refuse_cpu(heap, cpu, "cpu is online already");
+		return cpu == 0 ? KSLAB_OK : refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is online already");
 	zone = heap->parked[cpu];
 	if (zone == NULL) {
 		zone = kslab_meta_alloc(heap, sizeof(*zone), 0, &reason);
@@ -284,10 +304,10 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
 	if (cpu == 0 || cpu >= KSLAB_CFG_CPUS)
-		return refuse_cpu(heap, cpu, "cpu number is out of range");
+		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu number is out of range");
 	zone = heap->zone[cpu];
 	if (zone == &kslab_zone_none)
-		return refuse_cpu(heap, cpu, "cpu is not online");
+		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is not online");
 	if (KSLAB_LOAD_ACQUIRE(&heap->limbo) == NULL) {
 		struct kslab_zone *limbo = kslab_meta_alloc(heap, sizeof(*limbo), 0, &reason), *none = NULL;
 
@@ -326,76 +346,68 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 
 void kslab_heap_idle(struct kslab_heap *heap)
 {
-	struct kslab_zone *zone;
-
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
 	kslab_large_release_deferred(heap);
-	KSLAB_PORT_PIN();
-	for (zone = kslab_heap_zone(heap); zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
-		if (KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)
+	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
+		struct kslab_zone *zone;
+
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_enter_level(heap, level);
+		if (zone == NULL) {
+			KSLAB_PORT_UNPIN();
 			continue;
-		kslab_zone_enter(zone);
+		}
 		kslab_sc_drain(&zone->owner);
-		KSLAB_PORT_PIN(); /* kslab_heap_leave unpins */
 		kslab_heap_leave(heap, zone, KSLAB_CALLER());
 	}
-	KSLAB_PORT_UNPIN();
 }
 
-static void find_pending(void *ctx, struct kslab_zone *zone)
+/* Remote frees made, and remote frees taken in: equal when none is pending. */
+struct balance {
+	size_t freed, harvested;
+	bool has_mail;
+};
+
+static void add_balance(void *ctx, struct kslab_zone *zone)
 {
-	bool *pending = ctx;
-	struct kslab_sc *sc;
+	struct balance *balance = ctx;
 
+	balance->harvested += KSLAB_LOAD_RELAXED(&zone->owner.harvested);
+	balance->freed += KSLAB_LOAD_RELAXED(&zone->owner.remote_frees);
 	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL)
-		*pending = true;
-	for (unsigned i = 0; (sc = kslab_zone_sc(zone->heap, zone, i)) != NULL && !*pending; i++) {
-		const struct kslab_page_list *lists[] = { &sc->partial, &sc->full };
-
-		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
-			const struct kslab_page *page = lists[l]->head;
-
-			for (; page != NULL; page = kslab_page_list_after(lists[l], page))
-				for (unsigned w = 0; w < kslab_page_words(page); w++)
-					if (KSLAB_LOAD_ACQUIRE(&page->bits[w].remote) != 0)
-						*pending = true;
-		}
-		if (sc->page != NULL)
-			for (unsigned w = 0; w < kslab_page_words(sc->page); w++)
-				if (KSLAB_LOAD_ACQUIRE(&sc->page->bits[w].remote) != 0)
-					*pending = true;
-	}
+		balance->has_mail = true;
 }
 
 bool kslab_heap_quiesce(struct kslab_heap *heap)
 {
+	struct balance balance = { 0, 0, false };
 	struct kslab_lock_state state;
-	struct kslab_zone *zone;
-	bool pending = false;
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return true;
 	kslab_large_release_deferred(heap);
-	KSLAB_PORT_PIN();
-	for (zone = kslab_heap_zone(heap); zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
-		if (KSLAB_LOAD_RELAXED(&zone->owner.key) == 0) {
-			pending = pending || zone != &kslab_zone_none;
+	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
+		struct kslab_zone *zone;
+
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_enter_level(heap, level);
+		if (zone == NULL) {
+			KSLAB_PORT_UNPIN();
 			continue;
 		}
-		kslab_zone_enter(zone);
 		kslab_zone_collect(heap, zone);
-		KSLAB_PORT_PIN();
 		kslab_heap_leave(heap, zone, KSLAB_CALLER());
 	}
-	KSLAB_PORT_UNPIN();
 	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 && kslab_heap_lock(heap, &state)) {
 		tend_limbo(heap);
 		kslab_zone_collect(heap, heap->limbo);
-		kslab_heap_unlock(heap, &state);
+		unlock_reporting(heap, &state);
 	}
-	kslab_heap_each_zone(heap, find_pending, &pending);
-	return !pending && KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
+	kslab_heap_each_zone(heap, add_balance, &balance);
+	balance.freed += KSLAB_LOAD_RELAXED(&heap->zoneless_frees);
+	return !balance.has_mail && balance.freed == balance.harvested &&
+	       KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
 }
 
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)

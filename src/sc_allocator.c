@@ -33,8 +33,18 @@ static void unlink_page(struct kslab_owner *owner, struct kslab_page *page)
 	struct kslab_sc *sc = page->sc;
 	struct kslab_page_list *list = list_of(sc, page->state);
 
-	if (list != NULL)
+	if (list != NULL && KSLAB_UNLIKELY(!kslab_page_list_is_sound(page))) {
+		/*
+		 * Somebody wrote over the links. No broken link is followed and no neighbour touched: the page is
+		 * fenced off; if it was the head, the rest of its list is lost with it.
+		 */
+		if (list->head == page)
+			list->head = NULL;
+		page->next = page->prev = NULL;
+		owner->corrupt = page;
+	} else if (list != NULL) {
 		kslab_page_list_remove(list, page);
+	}
 	if (page->state == KSLAB_PAGE_EMPTY) {
 		sc->empty_pages--;
 		owner->empty_run -= page->pages;
@@ -274,7 +284,8 @@ void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct
 	for (unsigned i = 0; i < KSLAB_ARRAY_LENGTH(lists); i++) {
 		const struct kslab_page *page = lists[i]->head;
 
-		for (; page != NULL; page = kslab_page_list_after(lists[i], page))
+		/* Bounded, for those who look while the owner works. */
+		for (uint32_t n = sc->pages; page != NULL && n != 0; page = kslab_page_list_after(lists[i], page), n--)
 			fn(ctx, page);
 	}
 }

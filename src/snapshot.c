@@ -2,9 +2,9 @@
  * snapshot.c - owns marks: a copy of all live bits, and the difference to it.
  * Rank: 6.  Runs: thread or interrupt, no lock held while it looks; exact on a quiet heap.
  *
- * Both walks go along the page map, not along lists: entries are in order of addresses, always lead to a
- * descriptor, and descriptors are type-stable (I7), so a walk is safe while other CPUs go on. Records come out
- * sorted, and the difference is a merge of two sorted sequences.
+ * Both walks go along the page map, not along lists: entries always lead to a descriptor, and descriptors are
+ * type-stable (I7), so a walk is safe while other CPUs go on. Their order is fixed, side window first, then by
+ * address: records come out sorted, and the difference is a merge of two sorted sequences.
  *
  *     block -> | header | record | live bits ... | record | live bits ... |     -> block -> ...
  *
@@ -45,32 +45,55 @@ static uintptr_t end_of(const struct kslab_heap *heap, const struct kslab_page *
 	return page->data + ((uintptr_t)page->pages << heap->page_shift);
 }
 
-/* The page or large block at offset *at of the window, or the next one; NULL: none. *at: behind it. */
-static const struct kslab_page *next_page(const struct kslab_heap *heap, uint64_t *at)
+/* A place in the page map: the side window comes first, as what it holds is older. */
+struct place {
+	bool in_window;  /* false: in the side window */
+	uint64_t offset; /* in it */
+};
+
+static bool is_in_side(const struct kslab_page_map *map, uintptr_t address)
+{
+	return map->side[0] != 0 && address - map->side_base < (uintptr_t)KSLAB_SIDE_ENTRIES << KSLAB_CFG_LEAF_SHIFT;
+}
+
+/* The walk comes by a before it comes by b. */
+static bool is_before(const struct kslab_page_map *map, uintptr_t a, uintptr_t b)
+{
+	return is_in_side(map, a) != is_in_side(map, b) ? is_in_side(map, a) : a < b;
+}
+
+/* The page or large block at a place of the map, or the next one; NULL: none. *at: behind it. */
+static const struct kslab_page *next_page(const struct kslab_heap *heap, struct place *at)
 {
 	const struct kslab_page_map *map = &heap->map;
 	const uint64_t leaf_bytes = (uint64_t)1 << KSLAB_CFG_LEAF_SHIFT;
-	uint64_t offset = *at;
+	size_t side = map->side[0] != 0 ? KSLAB_SIDE_ENTRIES : 0;
 
-	while (offset >> KSLAB_CFG_LEAF_SHIFT < map->limit) {
-		uintptr_t address = map->base + (uintptr_t)offset, missing;
+	for (;;) {
+		uintptr_t base = at->in_window ? map->base : map->side_base, address, missing;
 		const struct kslab_page *page;
 
-		if ((offset & (leaf_bytes - 1)) == 0 && kslab_page_map_lacks_leaf(map, address, 1, &missing)) {
-			offset += leaf_bytes;
+		if (at->offset >> KSLAB_CFG_LEAF_SHIFT >= (at->in_window ? map->limit : side)) {
+			if (at->in_window)
+				return NULL;
+			at->in_window = true;
+			at->offset = 0;
+			continue;
+		}
+		address = base + (uintptr_t)at->offset;
+		if ((at->offset & (leaf_bytes - 1)) == 0 && kslab_page_map_lacks_leaf(map, address, 1, &missing)) {
+			at->offset += leaf_bytes;
 			continue;
 		}
 		page = kslab_page_map_find(map, address);
-		offset += (uint64_t)1 << KSLAB_CFG_GRAIN_SHIFT;
-		if (page != &kslab_page_nobody && page != &kslab_page_released && page != &kslab_page_metadata) {
-			/* Behind the whole of it; at the top of the address space its end is 0. */
-			if (end_of(heap, page) - map->base > (uintptr_t)offset)
-				offset = end_of(heap, page) - map->base;
-			*at = offset;
-			return page;
-		}
+		at->offset += (uint64_t)1 << KSLAB_CFG_GRAIN_SHIFT;
+		if (page == &kslab_page_nobody || page == &kslab_page_released || page == &kslab_page_metadata)
+			continue;
+		/* Behind the whole of it; at the top of the address space its end is 0. */
+		if (end_of(heap, page) - base > (uintptr_t)at->offset)
+			at->offset = end_of(heap, page) - base;
+		return page;
 	}
-	return NULL;
 }
 
 /* Slot size; 0: a large block that is live. Return: false: nothing that could hold an object. */
@@ -205,14 +228,14 @@ static bool record_all(struct kslab_mark *mark)
 {
 	struct kslab_mark_block *at = mark->blocks;
 	const struct kslab_page *page;
-	uint64_t offset = 0;
+	struct place place = { false, 0 };
 	uint32_t size;
 
 	mark->objects = 0;
 	mark->sequence = 0;
 	for (struct kslab_mark_block *block = at; block != NULL; block = block->next)
 		block->words = 0;
-	while ((page = next_page(mark->heap, &offset)) != NULL)
+	while ((page = next_page(mark->heap, &place)) != NULL)
 		if (judge_page(mark->heap, page, &size) && !record_page(mark, &at, page, size))
 			return false;
 	return true;
@@ -295,11 +318,12 @@ static const struct record *step(struct cursor *cursor)
 }
 
 /* The bits that word i of the page had at the mark; the cursor only ever goes forward. */
-static kslab_word word_at_mark(struct cursor *cursor, const struct kslab_page *page, uint32_t size, unsigned i)
+static kslab_word word_at_mark(const struct kslab_page_map *map, struct cursor *cursor,
+			       const struct kslab_page *page, uint32_t size, unsigned i)
 {
 	const struct record *record = current(cursor);
 
-	while (record != NULL && (record->data < page->data ||
+	while (record != NULL && (is_before(map, record->data, page->data) ||
 				  (record->data == page->data && record->first + record->count <= i && size != 0)))
 		record = step(cursor);
 	if (record == NULL || record->data != page->data || record->size != size || i < record->first)
@@ -328,7 +352,7 @@ static bool compare_page(struct difference *difference, struct cursor *cursor, c
 	const uintptr_t newest = difference->mark->sequence;
 
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
-		kslab_word live = live_word(page, i), old = word_at_mark(cursor, page, size, i);
+		kslab_word live = live_word(page, i), old = word_at_mark(&heap->map, cursor, page, size, i);
 
 		for (; live != 0; live &= live - 1) {
 			uint32_t index = i * KSLAB_WORD_BITS + kslab_ctz(live);
@@ -348,18 +372,18 @@ size_t kslab_diff(const struct kslab_mark *mark, bool (*fn)(void *ctx, void *obj
 	struct cursor cursor = { mark->blocks, 0 };
 	struct kslab_heap *heap = mark->heap;
 	const struct kslab_page *page;
-	uint64_t offset = 0;
+	struct place place = { false, 0 };
 	uint32_t size;
 
 	if (heap == NULL || heap->state != KSLAB_HEAP_READY)
 		return 0;
-	while ((page = next_page(heap, &offset)) != NULL) {
+	while ((page = next_page(heap, &place)) != NULL) {
 		if (!judge_page(heap, page, &size))
 			continue;
 		if (size != 0) {
 			if (!compare_page(&difference, &cursor, page, size))
 				break;
-		} else if (word_at_mark(&cursor, page, 0, 0) == 0 ||
+		} else if (word_at_mark(&heap->map, &cursor, page, 0, 0) == 0 ||
 			   is_after(sequence_of(heap, page, 0), mark->sequence)) {
 			if (!tell(&difference, page->data, kslab_large_bytes(heap, page)))
 				break;

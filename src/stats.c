@@ -80,7 +80,8 @@ static void sum_counters(void *ctx, struct kslab_zone *zone)
 
 	out->counters.slow_allocs += zone->counters.slow_allocs;
 	out->counters.slow_frees += zone->counters.slow_frees;
-	out->counters.remote_frees += zone->counters.remote_frees;
+	out->remote_frees += KSLAB_LOAD_RELAXED(&zone->owner.remote_frees);
+	out->harvested += KSLAB_LOAD_RELAXED(&zone->owner.harvested);
 	out->counters.mails += zone->counters.mails;
 	out->counters.pages_made += zone->counters.pages_made;
 	out->counters.pages_released += zone->counters.pages_released;
@@ -161,7 +162,7 @@ static void print_totals(struct kslab_printer *printer, const struct kslab_stats
 	kslab_print_pair(printer, "", stats->object_bytes, " bytes\n");
 	kslab_print_pair(printer, "calls: ", counters->slow_allocs, " slow allocations, ");
 	kslab_print_pair(printer, "", counters->slow_frees, " slow frees, ");
-	kslab_print_pair(printer, "", counters->remote_frees, " remote frees, ");
+	kslab_print_pair(printer, "", stats->remote_frees, " remote frees, ");
 	kslab_print_pair(printer, "", counters->mails, " mails, ");
 	kslab_print_pair(printer, "", stats->lock_acquisitions, " locks\n");
 	kslab_print_pair(printer, "object pages: ", counters->pages_made, " made, ");

@@ -23,7 +23,6 @@ struct kslab_heap;
 struct kslab_zone_counters {
 	uint64_t slow_allocs;   /* allocations that needed more than the cached word */
 	uint64_t slow_frees;    /* frees that left the fast path */
-	uint64_t remote_frees;  /* frees into pages of other zones */
 	uint64_t mails;         /* pages queued by this zone's remote frees */
 	uint64_t pages_made;
 	uint64_t pages_released;
@@ -139,6 +138,7 @@ struct kslab_heap {
 	size_t retain_run;            /* [a] base pages of empty object pages that a zone keeps */
 	uint32_t run_limit;           /* [a] longest run worth asking alloc_pages for; adapts */
 	uint32_t source_depth;        /* [a] calls of alloc_pages under way */
+	size_t zoneless_frees;        /* [a] remote frees where no zone could be entered */
 	uint64_t lock_acquisitions;   /* [l] */
 	size_t pages_in_use;          /* [l] base pages taken from the sources, metadata included */
 	size_t pages_peak;            /* [l] */

@@ -290,6 +290,8 @@ struct kslab_stats {
 	size_t large_blocks;
 	uint64_t lock_acquisitions;
 	struct kslab_zone_counters counters; /* sum over all zones */
+	size_t remote_frees;    /* frees into pages of other zones; wraps */
+	size_t harvested;       /* of these, taken in by their owners; wraps */
 	size_t failed[KSLAB_REASON_COUNT]; /* calls that failed, by reason */
 	unsigned cpus_online;
 };
@@ -305,7 +307,7 @@ struct kslab_class_stats {
 	size_t waste_bytes;  /* bytes of these pages in no slot, and their descriptors */
 };
 
-/* Context: any, on a quiet heap; while others run the figures are only near. Complexity: O(pages). */
+/* Context: any; exact on a quiet heap, while others run the figures are only near. Complexity: O(pages). */
 void kslab_stats(struct kslab_stats *out);
 void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out);
 /* Return: false when index is past the last class. */

@@ -94,9 +94,10 @@ struct kslab_owner {
 	uintptr_t late;     /* [o] newest object that was freed twice, as found at a harvest; 0: none */
 	size_t late_count;  /* [o] how many such */
 	size_t empty_run;   /* [o] base pages on empty lists */
-	size_t harvested;   /* [o] objects taken in from remote words; wraps */
+	size_t harvested;   /* [o] remote bits taken in; wraps; read by kslab_quiesce */
 	size_t reserve_run; /* [o] base pages kept on top of the retention (kslab_reserve) */
-	uintptr_t reserved[64 / sizeof(uintptr_t) - 6];
+	size_t remote_frees; /* [o] frees into pages of others; read by kslab_quiesce */
+	struct kslab_page *corrupt; /* [o] a page that was fenced off and is not reported yet */
 	struct kslab_page *mailbox;  /* [a] stack of QUEUED pages; its own cache line, others write here */
 	uintptr_t reserved2[64 / sizeof(uintptr_t) - 1];
 } __attribute__((aligned(64)));

@@ -36,7 +36,8 @@ enum kslab_reason kslab_mark(struct kslab_mark *mark);
 enum kslab_reason kslab_heap_mark(struct kslab_heap *heap, struct kslab_mark *mark);
 
 /*
- * kslab_diff - every object that was allocated since the mark and is live now, in order of addresses
+ * kslab_diff - every object that was allocated since the mark and is live now, by address (a static array that the heap
+ * began on comes first)
  * @fn: may be NULL (count only); returns false to stop. MUST not allocate or free.
  * Exact at debug level 2. Below, an object is told from an earlier one by its place alone: one that was freed
  * and allocated again at the same address, with the same slot size, in between is taken for the one that stayed.
@@ -91,7 +92,7 @@ bool kslab_heap_selftest(struct kslab_heap *heap, bool quiet, struct kslab_selft
  * functions memcpy, memset, memmove, memcmp. Call it with interrupts enabled, or RESTORE is not tested
  * (irq_tested).
  * What it can't find: pages that somebody else uses, too; a free_pages that forgets, while memory lasts.
- * Context: CPU 0, thread, before kslab_init. Takes at most 31 base pages at a time, and gives all back.
+ * Context: CPU 0, thread, before kslab_init. Takes at most 33 base pages at a time, and gives all back.
  * Return: true if all is well. out may be NULL.
  */
 bool kslab_selftest_port(const struct kslab_config *config, void *mem, size_t bytes,

@@ -1,0 +1,837 @@
+/* SPDX-License-Identifier: MIT
+ * debug.c - owns the contents of slots at debug levels 1 and 2: redzones, poison, trailers, the quarantine.
+ * Rank: 5.  Runs: any CPU, any level; kslab_debug_retire inside an entered zone, the others outside.
+ * Source: own; redzone and poison as in Linux SLUB, the order poison - publish - verify is ours.
+ *
+ * Level 1. Whoever frees looks at the bits, verifies, poisons, and only then sets the bit; the owner that finds the
+ * bit finds the poison. Of two frees at once both may pass the look; the bit decides which one was first.
+ * A free that finds poison where the tail should be has met the other one: DOUBLE_FREE.
+ * Level 2. The trailer's state goes LIVE -> BUSY by compare-and-swap, so exactly one free ever passes, and BUSY
+ * -> FREED when the slot is poisoned. The object then stays in the ring with its bits saying live; leaving
+ * the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers, whatever came in between.
+ */
+#include "debug.h"
+
+#define REDZONE KSLAB_DEBUG_REDZONE_BYTE
+#define NONE SIZE_MAX /* no byte is wrong */
+
+/* Level 2: bytes between the object and the trailer, at least. */
+#define REDZONE_MIN 8u
+
+/* Tail of level 1: values of its code, before it is mixed with the address. */
+#define CODE_LONG 8u
+#define CODES 127u
+#define TAIL_LONG 8u /* bytes of the long form: info, three of redzone, code */
+
+/* Objects that leave the ring by one look at it. */
+#define BATCH 8u
+
+struct trailer {
+	const void *alloc_caller;
+	const void *free_caller;
+	uintptr_t serial;
+	uint32_t info; /* as in the tail; 0 for objects of a cache */
+#if UINTPTR_MAX > 0xffffffffu
+	uint32_t pad;
+#endif
+	uintptr_t state; /* [a] sum over the trailer, its address, and one of the three below */
+};
+
+#define LIVE ((uintptr_t)0x4c495645u)
+#define BUSY ((uintptr_t)0x42555359u)
+#define FREED ((uintptr_t)0x46524545u)
+
+_Static_assert(sizeof(struct trailer) == 5 * sizeof(uintptr_t), "a trailer is five words");
+
+/* What is known of a slot without looking into it. */
+struct slot {
+	unsigned char *start;
+	size_t bytes, room;              /* room: up to the trailer, or all */
+	const struct kslab_cache *cache; /* NULL: of a class, n is in the tail or trailer */
+	struct trailer *trailer;         /* NULL: has none */
+	bool poisons;                    /* false: contents belong to the constructor */
+};
+
+/* ---- patterns ------------------------------------------------------------------------------------------- */
+
+KSLAB_INLINE uintptr_t words_of(unsigned char byte)
+{
+	return ~(uintptr_t)0 / 255 * byte;
+}
+
+static unsigned char poison(const struct kslab_heap *heap)
+{
+	return heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : KSLAB_DEBUG_FREE_BYTE;
+}
+
+static unsigned char fresh(const struct kslab_heap *heap, unsigned flags)
+{
+	return (heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC) || (flags & KSLAB_ZERO) ? 0 : KSLAB_DEBUG_NEW_BYTE;
+}
+
+/* Offset of the first of `bytes` bytes at p that is not `byte`, or NONE. */
+static size_t find_other(const unsigned char *p, size_t bytes, unsigned char byte)
+{
+	const uintptr_t pattern = words_of(byte);
+	size_t i = 0;
+
+	for (; i < bytes && ((uintptr_t)(p + i) & (sizeof(uintptr_t) - 1)) != 0; i++)
+		if (p[i] != byte)
+			return i;
+	for (; i + 4 * sizeof(uintptr_t) <= bytes; i += 4 * sizeof(uintptr_t)) {
+		const uintptr_t *w = (const uintptr_t *)(const void *)(p + i);
+
+		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) != 0)
+			break;
+	}
+	for (; i < bytes; i++)
+		if (p[i] != byte)
+			return i;
+	return NONE;
+}
+
+/* Short pieces in words: a call of memset costs more than they do. */
+static void fill(unsigned char *p, size_t bytes, unsigned char byte)
+{
+	const uintptr_t pattern = words_of(byte);
+
+	if (bytes > 256) {
+		memset(p, byte, bytes);
+		return;
+	}
+	for (; bytes != 0 && ((uintptr_t)p & (sizeof(pattern) - 1)) != 0; bytes--)
+		*p++ = byte;
+	for (; bytes >= sizeof(pattern); bytes -= sizeof(pattern), p += sizeof(pattern)) {
+		*(uintptr_t *)(void *)p = pattern;
+		KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
+	}
+	for (; bytes != 0; bytes--) {
+		*p++ = byte;
+		KSLAB_BARRIER();
+	}
+}
+
+/* find_other and fill in one pass. p is aligned to a word. */
+static size_t replace(unsigned char *p, size_t bytes, unsigned char from, unsigned char to)
+{
+	const uintptr_t pattern = words_of(from), with = words_of(to);
+	size_t i = 0, wrong = NONE;
+
+	for (; i + 4 * sizeof(uintptr_t) <= bytes; i += 4 * sizeof(uintptr_t)) {
+		uintptr_t *w = (uintptr_t *)(void *)(p + i);
+
+		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) != 0 && wrong == NONE)
+			wrong = i + find_other(p + i, 4 * sizeof(uintptr_t), from);
+		w[0] = w[1] = w[2] = w[3] = with;
+	}
+	if (i < bytes && wrong == NONE) {
+		size_t rest = find_other(p + i, bytes - i, from);
+
+		wrong = rest != NONE ? i + rest : NONE;
+	}
+	fill(p + i, bytes - i, to);
+	return wrong;
+}
+
+/* ---- slots ---------------------------------------------------------------------------------------------- */
+
+/* The cache that a page in use belongs to, or NULL. */
+static struct kslab_cache *cache_of(const struct kslab_page *page)
+{
+	if (!(KSLAB_LOAD_RELAXED(&page->owner) & KSLAB_TAG_CACHE))
+		return NULL;
+	return ((const struct kslab_cache_zone *)page->sc)->cache;
+}
+
+static struct slot slot_at(const struct kslab_heap *heap, uintptr_t start, size_t bytes,
+			   const struct kslab_cache *cache)
+{
+	struct slot slot = { (unsigned char *)start, bytes, bytes, cache, NULL,
+			     cache == NULL || cache->constructor == NULL };
+
+	/* A cache whose slots could not grow goes without. */
+	if (heap->debug_level >= 2 && (cache == NULL || bytes - cache->size >= sizeof(struct trailer))) {
+		slot.room -= sizeof(struct trailer);
+		slot.trailer = (struct trailer *)(start + slot.room);
+	}
+	return slot;
+}
+
+static struct slot slot_of(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index)
+{
+	size_t bytes = page->sc->size;
+
+	return slot_at(heap, page->data + (uintptr_t)index * bytes, bytes, cache_of(page));
+}
+
+static uint32_t hash_of(const struct slot *slot)
+{
+	uint64_t address = (uintptr_t)slot->start;
+	uint32_t x = (uint32_t)(address >> 3) ^ (uint32_t)(address >> 32);
+
+	x *= 0x9e3779b1u;
+	return x ^ x >> 15;
+}
+
+/* ---- tail of level 1 ------------------------------------------------------------------------------------ */
+
+/* n and the class of level 0; the top byte makes a wrong one unlikely. */
+static uint32_t info_of(size_t n, unsigned cls)
+{
+	return (uint32_t)n | (uint32_t)cls << 16 | 0x5c000000u;
+}
+
+static bool is_info(uint32_t info, const struct slot *slot, size_t slack)
+{
+	return info >> 24 == 0x5c && (info & 0xffff) + slack <= slot->room &&
+	       (info >> 16 & 0xff) < KSLAB_CLASSES;
+}
+
+/* 0x80 .. 0xfe: the code, moved on by the address. */
+static unsigned char code_byte(const struct slot *slot, unsigned code)
+{
+	unsigned step = ((hash_of(slot) & 0xffff) * CODES) >> 16, value = code + step;
+
+	return (unsigned char)(0x80 + (value >= CODES ? value - CODES : value));
+}
+
+static unsigned code_of(const struct slot *slot)
+{
+	unsigned step = ((hash_of(slot) & 0xffff) * CODES) >> 16, byte = slot->start[slot->bytes - 1];
+
+	if (byte < 0x80 || byte == 0xff)
+		return 0;
+	byte -= 0x80;
+	return byte >= step ? byte - step : byte + CODES - step;
+}
+
+static uint32_t *long_info(const struct slot *slot)
+{
+	return (uint32_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
+}
+
+/* Everything behind the n bytes of the client. */
+static void arm(const struct slot *slot, size_t n, unsigned cls)
+{
+	size_t slack = slot->room - n;
+
+	if (slot->cache != NULL || slot->trailer != NULL) {
+		fill(slot->start + n, slack, REDZONE);
+		return;
+	}
+	fill(slot->start + n, slack - 1, REDZONE);
+	if (slack >= TAIL_LONG)
+		*long_info(slot) = info_of(n, cls) ^ hash_of(slot);
+	slot->start[slot->bytes - 1] = code_byte(slot, slack < TAIL_LONG ? (unsigned)slack : CODE_LONG);
+}
+
+/* The tail of a live slot. Return: NONE, or the first byte known to be wrong. */
+static size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
+{
+	unsigned code = code_of(slot);
+	uint32_t info;
+
+	*cls = KSLAB_CLASSES; /* short form: the slot's own class */
+	*n = slot->bytes - code;
+	if (code == 0 || code > CODE_LONG)
+		return slot->bytes - 1;
+	if (code < CODE_LONG)
+		return NONE;
+	info = *long_info(slot) ^ hash_of(slot);
+	if (!is_info(info, slot, TAIL_LONG))
+		return slot->bytes - TAIL_LONG;
+	*n = info & 0xffff;
+	*cls = info >> 16 & 0xff;
+	return NONE;
+}
+
+/* ---- trailer of level 2 --------------------------------------------------------------------------------- */
+
+static uintptr_t sum(const struct trailer *trailer, uintptr_t state)
+{
+	uintptr_t x = (uintptr_t)trailer ^ state;
+
+	x = x * 0x9e3779b1u + (uintptr_t)trailer->alloc_caller;
+	x = (x ^ x >> 15) * 0x85ebca6bu + (uintptr_t)trailer->free_caller;
+	x = (x ^ x >> 13) * 0xc2b2ae35u + trailer->serial;
+	x = (x ^ x >> 16) * 0x27d4eb2fu + trailer->info;
+#if UINTPTR_MAX > 0xffffffffu
+	x += (uintptr_t)trailer->pad << 32;
+#endif
+	return x ^ x >> 15;
+}
+
+/* While the fields change hands: depends on nothing but the place. */
+static uintptr_t busy(const struct trailer *trailer)
+{
+	return (uintptr_t)trailer * 0x9e3779b1u ^ BUSY;
+}
+
+static bool is_freed(const struct trailer *trailer)
+{
+	uintptr_t state = KSLAB_LOAD_ACQUIRE(&trailer->state);
+
+	return state == busy(trailer) || state == sum(trailer, FREED);
+}
+
+static bool is_whole(const struct trailer *trailer)
+{
+	uintptr_t state = KSLAB_LOAD_ACQUIRE(&trailer->state);
+
+	return state == sum(trailer, LIVE) || state == sum(trailer, FREED);
+}
+
+/* n of a live slot. Return: NONE, or the first byte known to be wrong. */
+static size_t read_trailer(const struct slot *slot, size_t *n, unsigned *cls)
+{
+	const struct trailer *trailer = slot->trailer;
+	bool sound = KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE);
+	uint32_t info = trailer->info ^ hash_of(slot);
+	size_t wrong;
+
+	*cls = info >> 16 & 0xff;
+	*n = slot->cache != NULL ? slot->cache->size : info & 0xffff;
+	if (sound)
+		return NONE;
+	/* What came first, the redzone or the trailer? n may be right nevertheless. */
+	wrong = slot->cache != NULL || is_info(info, slot, 1) ?
+			find_other(slot->start + *n, slot->room - *n, REDZONE) : NONE;
+	return wrong != NONE ? *n + wrong : slot->room;
+}
+
+/* ---- judge a slot by its contents ----------------------------------------------------------------------- */
+
+/* A live slot. Return: NONE, or the first byte known to be wrong. */
+static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
+{
+	size_t wrong = NONE, end = slot->room, at;
+
+	*cls = KSLAB_CLASSES;
+	if (slot->trailer != NULL)
+		wrong = read_trailer(slot, n, cls);
+	else if (slot->cache != NULL)
+		*n = slot->cache->size;
+	else
+		wrong = read_tail(slot, n, cls);
+	if (wrong != NONE)
+		return wrong;
+	if (slot->trailer == NULL && slot->cache == NULL)
+		end -= slot->room - *n < TAIL_LONG ? 1 : TAIL_LONG;
+	at = find_other(slot->start + *n, end - *n, REDZONE);
+	if (at != NONE)
+		return *n + at;
+	if (slot->room - end != TAIL_LONG)
+		return NONE;
+	at = find_other(slot->start + slot->bytes - 4, 3, REDZONE);
+	return at != NONE ? slot->bytes - 4 + at : NONE;
+}
+
+/* A free slot. */
+static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot)
+{
+	size_t from = slot->poisons ? 0 : slot->cache->size;
+	size_t at = find_other(slot->start + from, slot->room - from, slot->poisons ? poison(heap) : REDZONE);
+
+	if (at != NONE)
+		return from + at;
+	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
+		return slot->room;
+	return NONE;
+}
+
+/* Level 1: somebody else is freeing it, and has poisoned the tail already. */
+static bool is_poisoned(const struct kslab_heap *heap, const struct slot *slot)
+{
+	return slot->poisons && slot->start[slot->bytes - 1] == poison(heap) && slot->cache == NULL;
+}
+
+static bool is_free_bit(const struct kslab_page *page, uint32_t index)
+{
+	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
+	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
+
+	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
+	free |= KSLAB_LOAD_RELAXED(&bits->avail);
+	return (free & kslab_bit(index)) != 0;
+}
+
+static void describe(const struct kslab_heap *heap, const struct kslab_page *page, const struct slot *slot,
+		     struct kslab_report *report)
+{
+	report->object = slot->start;
+	report->object_bytes = slot->bytes;
+	report->page = (const void *)page->data;
+	report->page_bytes = (size_t)page->pages << heap->page_shift;
+	if (report->pointer == NULL)
+		report->pointer = slot->start;
+	if (slot->trailer != NULL && is_whole(slot->trailer)) {
+		report->alloc_caller = slot->trailer->alloc_caller;
+		report->free_caller = slot->trailer->free_caller;
+	}
+}
+
+static enum kslab_slot_verdict judge(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+				     const struct slot *slot, size_t *n, struct kslab_report *report)
+{
+	unsigned cls;
+	size_t wrong;
+
+	if (is_free_bit(page, index) || (slot->trailer != NULL && is_freed(slot->trailer)))
+		return KSLAB_SLOT_FREE;
+	wrong = live_damage(slot, n, &cls);
+	if (wrong == NONE)
+		return KSLAB_SLOT_FINE;
+	/* Another free may have come in between: it sets state or bit before, or poisons after, what was seen. */
+	KSLAB_LOAD_ACQUIRE(&page->owner);
+	if (is_free_bit(page, index) || (slot->trailer != NULL ? is_freed(slot->trailer) : is_poisoned(heap, slot)))
+		return KSLAB_SLOT_FREE;
+	report->fault = KSLAB_FAULT_REDZONE;
+	report->count = wrong;
+	report->what = "redzone: bytes behind the object were overwritten; it stays live";
+	describe(heap, page, slot, report);
+	return KSLAB_SLOT_DAMAGED;
+}
+
+enum kslab_slot_verdict kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+					    size_t *n, struct kslab_report *report)
+{
+	const struct slot slot = slot_of(heap, page, index);
+
+	return judge(heap, page, index, &slot, n, report);
+}
+
+size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+			   const char **what)
+{
+	const struct slot slot = slot_of(heap, page, index);
+	unsigned cls;
+	size_t n;
+
+	if (is_free_bit(page, index) || (slot.trailer != NULL && is_freed(slot.trailer))) {
+		*what = "a free object was written to";
+		return free_damage(heap, &slot);
+	}
+	*what = "the redzone of a live object was overwritten";
+	return live_damage(&slot, &n, &cls);
+}
+
+/* ---- sizes ---------------------------------------------------------------------------------------------- */
+
+void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
+{
+	size_t natural = 1;
+
+	if (*n > KSLAB_CLASS_MAX_BYTES)
+		return;
+	/* What level 0 gives by the choice of the class has to be asked for, as the class is another one. */
+	if (kslab_is_power_of_two(*n))
+		natural = *n < heap->page_bytes ? *n : heap->page_bytes;
+	else if (*n > heap->page_bytes && !heap->packs)
+		natural = heap->page_bytes;
+	if (*align < natural)
+		*align = natural;
+	*n += heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1;
+}
+
+size_t kslab_debug_cache_bytes(const struct kslab_heap *heap, size_t size)
+{
+	return size + (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1);
+}
+
+bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
+			       size_t n)
+{
+	unsigned want = kslab_heap_plain_class(heap, n, align), cls;
+	uint32_t index;
+	size_t asked;
+
+	if (page->state == KSLAB_PAGE_LARGE) {
+		asked = page->bits[0].remote;
+		cls = kslab_heap_plain_class(heap, asked, align);
+		if (want != KSLAB_CLASSES || cls != KSLAB_CLASSES)
+			return want == cls;
+		return n <= kslab_large_bytes(heap, page) &&
+		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
+	}
+	index = kslab_page_index(page, (uintptr_t)p);
+	if (page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || index >= page->slots)
+		return true; /* another fault: the free itself will find it */
+	{
+		const struct slot slot = slot_of(heap, page, index);
+
+		if (is_free_bit(page, index) || live_damage(&slot, &asked, &cls) != NONE)
+			return true;
+	}
+	return want == (cls < KSLAB_CLASSES ? cls : page->sc->cls);
+}
+
+/* ---- the life of a slot --------------------------------------------------------------------------------- */
+
+/* The ring is made with a page, because a free must not ask for memory. Without it objects are freed at once. */
+static void start_quarantine(struct kslab_heap *heap, unsigned flags)
+{
+	struct kslab_quarantine *quarantine = &heap->quarantine;
+	struct kslab_lock_state state;
+	enum kslab_reason reason;
+	uintptr_t *ring;
+
+	if (quarantine->capacity == 0 || KSLAB_LOAD_RELAXED(&quarantine->ring) != NULL)
+		return;
+	ring = kslab_meta_alloc(heap, quarantine->capacity * sizeof(*ring), flags, &reason);
+	if (ring == NULL || !kslab_heap_lock(heap, &state))
+		return;
+	if (quarantine->ring == NULL)
+		KSLAB_STORE_RELAXED(&quarantine->ring, ring);
+	kslab_heap_unlock(heap, &state);
+}
+
+static void seal(struct trailer *trailer, uintptr_t state)
+{
+	KSLAB_STORE_RELEASE(&trailer->state, sum(trailer, state));
+}
+
+void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
+			 const struct kslab_cache *cache, unsigned flags)
+{
+	struct slot slot = slot_at(heap, page->data, bytes, cache);
+
+	if (heap->debug_level >= 2)
+		start_quarantine(heap, flags);
+	if (slot.poisons)
+		memset(slot.start, poison(heap), bytes * page->slots);
+	if (slot.poisons && slot.trailer == NULL)
+		return;
+	for (uint32_t i = 0; i < page->slots; i++) {
+		slot = slot_at(heap, page->data + (uintptr_t)i * bytes, bytes, cache);
+		if (!slot.poisons)
+			fill(slot.start + cache->size, slot.room - cache->size, REDZONE);
+		if (slot.trailer != NULL) {
+			memset(slot.trailer, 0, sizeof(*slot.trailer));
+			seal(slot.trailer, FREED);
+		}
+	}
+}
+
+static uintptr_t next_serial(struct kslab_heap *heap)
+{
+	uintptr_t serial = KSLAB_FETCH_ADD_RELAXED(&heap->debug_serial, (uintptr_t)1) + 1;
+
+	return serial != 0 ? serial : 1;
+}
+
+/* Verify a slot that is to be issued; its first n bytes become what a new object holds. */
+static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, unsigned flags)
+{
+	size_t words = (n + sizeof(uintptr_t) - 1) & ~(sizeof(uintptr_t) - 1), wrong, at;
+
+	if (!slot->poisons) {
+		wrong = free_damage(heap, slot);
+		if (flags & KSLAB_ZERO)
+			fill(slot->start, n, 0);
+		return wrong;
+	}
+	if (words > slot->room)
+		words = slot->room;
+	wrong = replace(slot->start, words, poison(heap), fresh(heap, flags));
+	at = wrong == NONE ? find_other(slot->start + words, slot->room - words, poison(heap)) : NONE;
+	if (at != NONE)
+		wrong = words + at;
+	if (wrong == NONE && slot->trailer != NULL &&
+	    KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
+		wrong = slot->room;
+	return wrong;
+}
+
+void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
+		       size_t align)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)object);
+	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, request->cache);
+	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
+				       .caller = request->caller,
+				       .what = "use after free: a free object was written to" };
+	unsigned cls = request->cache == NULL ? kslab_heap_plain_class(heap, n, align) : 0;
+	size_t wrong = take(heap, &slot, n, request->flags);
+
+	if (KSLAB_UNLIKELY(wrong != NONE))
+		describe(heap, page, &slot, &report);
+	arm(&slot, n, cls);
+	if (slot.trailer != NULL) {
+		struct trailer *trailer = slot.trailer;
+
+		if (KSLAB_UNLIKELY(!is_whole(trailer)))
+			memset(trailer, 0, sizeof(*trailer));
+		trailer->alloc_caller = request->caller;
+		trailer->serial = next_serial(heap);
+		trailer->info = info_of(request->cache == NULL ? n : 0, cls) ^ hash_of(&slot);
+		seal(trailer, LIVE);
+	}
+	if (KSLAB_UNLIKELY(wrong != NONE)) {
+		report.count = wrong;
+		kslab_report_fault(heap, &report);
+	}
+}
+
+void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n)
+{
+	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, NULL);
+	unsigned cls = kslab_heap_plain_class(heap, n, 1);
+
+	if (n > old)
+		fill(slot.start + old, n - old, fresh(heap, 0));
+	arm(&slot, n, cls);
+	if (slot.trailer != NULL) {
+		slot.trailer->info = info_of(n, cls) ^ hash_of(&slot);
+		seal(slot.trailer, LIVE);
+	}
+}
+
+bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+			struct kslab_retiring *retiring)
+{
+	const struct slot slot = slot_of(heap, page, index);
+	size_t n;
+
+	retiring->report.caller = retiring->caller;
+	if (judge(heap, page, index, &slot, &n, &retiring->report) != KSLAB_SLOT_FINE)
+		return false;
+	if (slot.trailer != NULL) {
+		uintptr_t live = sum(slot.trailer, LIVE);
+
+		/* Of several frees at once one wins; what it writes from here on is published by seal(). */
+		if (!KSLAB_CAS_ACQ_REL(&slot.trailer->state, &live, busy(slot.trailer)))
+			return false;
+		slot.trailer->free_caller = retiring->caller;
+	} else if (slot.poisons) {
+		/* The tail first: a free that meets this one sees it there (judge). */
+		slot.start[slot.bytes - 1] = poison(heap);
+		KSLAB_BARRIER();
+	}
+	if (slot.poisons)
+		fill(slot.start, slot.room, poison(heap));
+	if (slot.trailer != NULL)
+		seal(slot.trailer, FREED);
+	return true;
+}
+
+void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
+{
+	if (kslab_page_owner(page) == NULL)
+		return; /* was never in use */
+	for (uint32_t i = 0; i < page->slots; i++) {
+		const struct slot slot = slot_of(heap, page, i);
+		struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
+					       .count = free_damage(heap, &slot),
+					       .what = "use after free: found when the page was given back" };
+
+		if (KSLAB_LIKELY(report.count == NONE))
+			continue;
+		describe(heap, page, &slot, &report);
+		kslab_report_fault(heap, &report);
+	}
+}
+
+/* ---- quarantine ----------------------------------------------------------------------------------------- */
+
+/* Put an object in (0: none), take out what is over the limit. Return: how many were taken out. */
+static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit, uintptr_t out[BATCH])
+{
+	struct kslab_quarantine *quarantine = &heap->quarantine;
+	struct kslab_lock_state state;
+	unsigned count = 0;
+
+	if (KSLAB_LOAD_RELAXED(&quarantine->ring) == NULL || !kslab_heap_lock(heap, &state)) {
+		out[0] = object;
+		return object != 0;
+	}
+	quarantine->bytes += bytes;
+	while (count < BATCH && quarantine->count != 0 &&
+	       (quarantine->bytes > limit || (object != 0 && quarantine->count == quarantine->capacity))) {
+		uintptr_t oldest = quarantine->ring[quarantine->head];
+		const struct kslab_page *page = kslab_page_map_find(&heap->map, oldest);
+
+		quarantine->head = quarantine->head + 1 == quarantine->capacity ? 0 : quarantine->head + 1;
+		quarantine->count--;
+		quarantine->bytes -= page->sc->size;
+		out[count++] = oldest;
+	}
+	if (object != 0) {
+		size_t tail = quarantine->head + quarantine->count;
+
+		quarantine->ring[tail < quarantine->capacity ? tail : tail - quarantine->capacity] = object;
+		quarantine->count++;
+	}
+	kslab_heap_unlock(heap, &state);
+	return count;
+}
+
+static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const void *caller)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap->map, object);
+	uint32_t index = kslab_page_index(page, object);
+
+	if (index < page->slots) /* else: fenced meanwhile */
+		kslab_heap_set_free(heap, page, index, NULL, caller);
+}
+
+static void quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit, const void *caller)
+{
+	uintptr_t out[BATCH];
+	unsigned count;
+
+	do {
+		count = turn(heap, object, bytes, limit, out);
+		for (unsigned i = 0; i < count; i++)
+			leave_quarantine(heap, out[i], caller);
+		if (KSLAB_LOAD_RELAXED(&heap->quarantine.ring) == NULL)
+			return;
+		object = 0;
+		bytes = 0;
+	} while (count == BATCH);
+}
+
+void kslab_debug_flush(struct kslab_heap *heap)
+{
+	if (KSLAB_LOAD_RELAXED(&heap->quarantine.ring) != NULL)
+		quarantine(heap, 0, 0, 0, KSLAB_CALLER());
+}
+
+void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index, struct kslab_cache *cache,
+		      const void *caller)
+{
+	struct kslab_retiring retiring = { .cache = cache, .caller = caller };
+	const struct slot slot = slot_of(heap, page, index);
+
+	if (slot.trailer != NULL) {
+		if (kslab_debug_retire(heap, page, index, &retiring)) {
+			quarantine(heap, (uintptr_t)slot.start, slot.bytes, heap->quarantine.max_bytes, caller);
+			return;
+		}
+	} else if (kslab_heap_set_free(heap, page, index, &retiring, caller)) {
+		return;
+	}
+	if (retiring.report.fault == KSLAB_FAULT_NONE) {
+		kslab_heap_fault_pointer(heap, slot.start, cache, caller);
+		return;
+	}
+	kslab_heap_fail(heap, KSLAB_BAD_FREE);
+	kslab_report_fault(heap, &retiring.report);
+}
+
+kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page, unsigned i)
+{
+	kslab_word held = 0;
+
+	if (heap->debug_level < 2)
+		return 0;
+	for (unsigned b = 0; b < KSLAB_WORD_BITS && i * KSLAB_WORD_BITS + b < page->slots; b++) {
+		uint32_t index = i * KSLAB_WORD_BITS + b;
+		const struct slot slot = slot_of(heap, page, index);
+
+		if (slot.trailer != NULL && !is_free_bit(page, index) && is_freed(slot.trailer))
+			held |= kslab_bit(index);
+	}
+	return held;
+}
+
+uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	uint32_t held = 0;
+
+	for (unsigned i = 0; i < kslab_page_words(page) && heap->debug_level >= 2; i++)
+		held += kslab_popcount(kslab_debug_held(heap, page, i));
+	return held;
+}
+
+uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index)
+{
+	uintptr_t now = KSLAB_LOAD_RELAXED(&heap->debug_serial);
+
+	if (page->state == KSLAB_PAGE_LARGE)
+		return page->inverse != 0 ? now - ((uint32_t)now - page->inverse) : 0;
+	if (page->state != KSLAB_PAGE_FENCED && page->sc != NULL) {
+		const struct slot slot = slot_of(heap, page, index);
+
+		if (slot.trailer != NULL && is_whole(slot.trailer))
+			return slot.trailer->serial;
+	}
+	return 0;
+}
+
+void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page *page, struct kslab_report *report)
+{
+	struct slot slot;
+
+	if (heap->debug_level < 2 || report->object == NULL || page->state == KSLAB_PAGE_LARGE || page->sc == NULL)
+		return;
+	slot = slot_at(heap, (uintptr_t)report->object, page->sc->size, cache_of(page));
+	if (slot.trailer != NULL && is_whole(slot.trailer)) {
+		report->alloc_caller = slot.trailer->alloc_caller;
+		report->free_caller = slot.trailer->free_caller;
+	}
+}
+
+/* ---- large blocks --------------------------------------------------------------------------------------- */
+
+static void arm_large(const struct kslab_heap *heap, const struct kslab_page *page, size_t n)
+{
+	fill((unsigned char *)page->data + n, kslab_large_bytes(heap, page) - n, REDZONE);
+}
+
+void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, unsigned flags)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)object);
+
+	if (!(flags & KSLAB_ZERO))
+		fill(object, n, fresh(heap, flags));
+	arm_large(heap, page, n);
+	page->inverse = (uint32_t)next_serial(heap);
+}
+
+enum kslab_slot_verdict kslab_debug_large_measure(const struct kslab_heap *heap, const struct kslab_page *page,
+						  struct kslab_report *report)
+{
+	size_t n = page->bits[0].remote, bytes = kslab_large_bytes(heap, page);
+	size_t wrong = find_other((const unsigned char *)page->data + n, bytes - n, REDZONE);
+
+	if (wrong == NONE)
+		return KSLAB_SLOT_FINE;
+	if (KSLAB_LOAD_ACQUIRE(&page->owner) != kslab_large_tag(heap))
+		return KSLAB_SLOT_FREE;
+	report->fault = KSLAB_FAULT_REDZONE;
+	report->what = "redzone: bytes behind the large block were overwritten; it stays live";
+	report->pointer = report->object = report->page = (const void *)page->data;
+	report->object_bytes = report->page_bytes = bytes;
+	report->count = n + wrong;
+	return KSLAB_SLOT_DAMAGED;
+}
+
+void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old, size_t n)
+{
+	if (n > old)
+		fill((unsigned char *)page->data + old, n - old, fresh(heap, 0));
+	page->bits[0].remote = n;
+	arm_large(heap, page, n);
+}
+
+void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page)
+{
+	fill((unsigned char *)page->data, kslab_large_bytes(heap, page), poison(heap));
+}
+
+void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page)
+{
+	size_t bytes = kslab_large_bytes(heap, page);
+	size_t wrong = find_other((const unsigned char *)page->data, bytes, poison(heap));
+	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
+				       .pointer = (const void *)page->data,
+				       .object = (const void *)page->data,
+				       .object_bytes = bytes,
+				       .page = (const void *)page->data,
+				       .page_bytes = bytes,
+				       .count = wrong,
+				       .what = "use after free: a free large block was written to" };
+
+	if (KSLAB_UNLIKELY(wrong != NONE))
+		kslab_report_fault(heap, &report);
+}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT
+ * debug.h - owns what debug levels 1 and 2 know: contents of slots, the quarantine, the fence round bad pages.
+ * Rank: 5, beside heap.h.  Every function here is called at debug level 1 or above only; each caller asks
+ * heap->debug_level first, so that level 0 pays one compare on slow paths and nothing on fast ones.
+ *
+ * A slot at level 1. n is what was asked for; a request gets at least one byte more than that.
+ *
+ *     | n bytes of the client | redzone 0xbb ... | tail |
+ *
+ * Tail: the last byte is a code, the slack (slot - n) if that is 1..7, or "long": then 4 bytes, 8 before the end,
+ * hold n and the class that level 0 would have taken. Both are mixed with the address, codes are 0x80..0xfe, so that
+ * no zero, no text, no ~0 and no poison looks like one. Objects of a cache need no tail: n is the cache's.
+ *
+ * A slot at level 2 ends in a trailer instead, whose last word is a sum over it, the address and the state:
+ *
+ *     | n bytes of the client | redzone, 8 or more | alloc caller | free caller | serial | n, class | state |
+ *
+ * A free slot is 0x6b from its start to the trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache with a
+ * constructor keep their contents, and their redzone also while they are free.
+ */
+#ifndef KSLAB_DEBUG_H
+#define KSLAB_DEBUG_H
+
+#include "heap.h"
+
+/* A slot as it is seen through its contents. */
+enum kslab_slot_verdict {
+	KSLAB_SLOT_FINE,    /* live, redzone sound */
+	KSLAB_SLOT_FREE,    /* free already, or another free of it is under way */
+	KSLAB_SLOT_DAMAGED, /* live, redzone overwritten: the report is filled in */
+};
+
+/* ---- sizes ---------------------------------------------------------------------------------------------- */
+
+/* What to look for a class with, instead of n and align: room for redzone and trailer, natural alignment. */
+void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align);
+/* The same for a cache's slot. */
+size_t kslab_debug_cache_bytes(const struct kslab_heap *heap, size_t size);
+/* Row 12 of the misuse table, with the answer of level 0: would n and align have led to the class p came from? */
+bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
+			       size_t n);
+
+/* ---- the life of a slot --------------------------------------------------------------------------------- */
+
+/* Every slot of a page that is in no list becomes a free one. May allocate the quarantine's ring. */
+void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
+			 const struct kslab_cache *cache, unsigned flags);
+/* A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone entered. */
+void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
+		       size_t align);
+/* How many bytes a live slot was asked for; quarantined ones are free. Reports nothing. */
+enum kslab_slot_verdict kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+					    size_t *n, struct kslab_report *report);
+/* n of a live slot changes in place; it was measured. */
+void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n);
+/* A free of a slot that lies right, through the right door; from here on everything is done or reported. */
+void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index, struct kslab_cache *cache,
+		      const void *caller);
+/* A page is given back: report what was written to its slots. No zone entered, no lock held. */
+void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page);
+
+/*
+ * A free between the verdict of the bits and the bit itself. Called by kslab_heap_set_free, inside the entered
+ * zone if the page is its own. Return: true: verified and poisoned, set the bit now.
+ */
+struct kslab_retiring {
+	struct kslab_cache *cache;
+	const void *caller;
+	struct kslab_report report;
+};
+bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+			struct kslab_retiring *retiring);
+
+/* Large blocks: the redzone reaches from n to the end of the block. */
+void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, unsigned flags);
+enum kslab_slot_verdict kslab_debug_large_measure(const struct kslab_heap *heap, const struct kslab_page *page,
+						  struct kslab_report *report);
+void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old, size_t n);
+void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);
+/* A block that was retired goes back or is used again: report what was written to it. */
+void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page);
+
+/* ---- quarantine (level 2) ------------------------------------------------------------------------------- */
+
+/* Everything leaves the ring. No zone entered, no lock held. */
+void kslab_debug_flush(struct kslab_heap *heap);
+/* Slots of word i whose bits say live, and which are in quarantine. */
+kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page, unsigned i);
+/* The same for the page: how many. */
+uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page);
+/*
+ * When was this object allocated (index 0: also a large block)? A number from one counter of the heap, so that
+ * later ones come after earlier ones (difference as a signed number); 0: not known.
+ */
+uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index);
+/* Who allocated and who freed it last, as far as the slot that the report names can tell. */
+void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page *page,
+			 struct kslab_report *report);
+
+/* ---- for kslab_check ------------------------------------------------------------------------------------ */
+
+/* The first byte that is wrong in slot index, as an offset; SIZE_MAX: none. *what: one line. Reads only. */
+size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+			   const char **what);
+
+/* ---- the fence (fence.c): metadata that contradicts itself ---------------------------------------------- */
+
+/*
+ * Each is called for an entered zone, before lists or words of it are touched. If something is wrong, the lists of
+ * the whole zone are made anew from the page map, without following any link, and bad pages are fenced off:
+ * in no list, no slots, state FENCED. They are reported when the zone is left.
+ */
+void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
+/* Return: false: the page was fenced off. */
+bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index);
+void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
+void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone);
+void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone);
+
+/* Geometry of a page against its class. Return: NULL, or what is wrong. Anybody. */
+const char *kslab_fence_geometry(const struct kslab_heap *heap, const struct kslab_page *page);
+/* Report a chain of pages taken from zone->owner.fenced. No zone entered. */
+void kslab_fence_report(struct kslab_heap *heap, struct kslab_page *page, const void *caller);
+/* The heap ends: fenced pages go back. */
+void kslab_fence_release(struct kslab_heap *heap);
+
+#endif
