@@ -2,6 +2,7 @@
  * check.c - owns the judgement of a whole heap: lists, counts, states, bits, map; and the walk over live objects.
  * Rank: 6.  Runs on a quiet heap; reads only.
  */
+#include "debug.h"
 #include "heap.h"
 #include "page_list.h"
 
@@ -17,6 +18,37 @@ static void wrong(struct checking *checking, const char *what, const struct ksla
 	checking->result.what = what;
 	checking->result.descriptor = page;
 	checking->result.page = page != NULL ? (const void *)page->data : NULL;
+}
+
+/* Debug level 1: redzones of live objects, poison of free ones. */
+static void check_contents(struct checking *checking, const struct kslab_page *page)
+{
+	const char *what;
+
+	for (uint32_t i = 0; i < page->slots; i++) {
+		size_t offset = kslab_debug_inspect(checking->heap, page, i, &what);
+
+		if (offset == SIZE_MAX)
+			continue;
+		wrong(checking, what, page);
+		if (checking->result.errors > 1)
+			continue;
+		checking->result.object = (const void *)(page->data + (uintptr_t)i * page->sc->size);
+		checking->result.offset = offset;
+	}
+}
+
+static void check_large_contents(struct checking *checking, const struct kslab_page *page)
+{
+	size_t offset = kslab_debug_large_inspect(checking->heap, page);
+
+	if (offset == SIZE_MAX)
+		return;
+	wrong(checking, "a large block, or the redzone behind it, was overwritten", page);
+	if (checking->result.errors > 1)
+		return;
+	checking->result.object = (const void *)page->data;
+	checking->result.offset = offset;
 }
 
 /* Every grain of a page, and no other, leads to its descriptor. */
@@ -38,12 +70,14 @@ static void check_map(struct checking *checking, const struct kslab_page *page, 
 static void check_page(void *ctx, const struct kslab_page *page)
 {
 	struct checking *checking = ctx;
-	uint32_t live = kslab_page_live(page);
+	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(checking->heap, page);
 	size_t bytes = (size_t)page->pages << checking->heap->page_shift;
 
 	if ((size_t)page->slots * page->sc->size > bytes || (page->data & (checking->heap->page_bytes - 1)) != 0)
 		wrong(checking, "slots of a page reach past its end", page);
 	check_map(checking, page, page->data, bytes);
+	if (checking->heap->debug_level != 0 && checking->result.errors == 0)
+		check_contents(checking, page);
 	checking->result.object_pages++;
 	checking->result.live_objects += live;
 	checking->result.free_objects += page->slots - live;
@@ -106,6 +140,8 @@ static void check_large(struct checking *checking)
 		if (page->state != KSLAB_PAGE_LARGE)
 			wrong(checking, "a page in the list of large blocks is none", page);
 		check_map(checking, page, page->bits[0].avail, page->bits[0].freed << heap->page_shift);
+		if (heap->debug_level != 0 && page->state == KSLAB_PAGE_LARGE)
+			check_large_contents(checking, page);
 		blocks++;
 		live += page->owner == kslab_large_tag(heap);
 		pages += page->bits[0].freed;
@@ -146,12 +182,14 @@ static void walk_page(void *ctx, const struct kslab_page *page)
 
 	for (uint32_t i = 0; i < page->slots && !walk->stopped; i++) {
 		const struct kslab_bits *bits = &page->bits[i / KSLAB_WORD_BITS];
+		size_t bytes = page->sc->size;
 
 		if ((bits->avail | bits->freed | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(i))
 			continue;
+		if (walk->heap->debug_level != 0 && !kslab_debug_walk(walk->heap, page, i, &bytes))
+			continue;
 		walk->seen++;
-		walk->stopped = !walk->fn(walk->ctx, (void *)(page->data + (uintptr_t)i * page->sc->size),
-					  page->sc->size);
+		walk->stopped = !walk->fn(walk->ctx, (void *)(page->data + (uintptr_t)i * page->sc->size), bytes);
 	}
 }
 

@@ -5,7 +5,7 @@
  *
  * Level 1. Whoever frees looks at the bits, verifies, poisons, and only then sets the bit; the owner that finds the
  * bit finds the poison. Of two frees at once both may pass the look; the bit decides which one was first.
- * A free that finds poison where the tail should be has met the other one: DOUBLE_FREE.
+ * A free that finds the code of a free slot has met the other one: DOUBLE_FREE.
  * Level 2. The trailer's state goes LIVE -> BUSY by compare-and-swap, so exactly one free ever passes, and BUSY
  * -> FREED when the slot is poisoned. The object then stays in the ring with its bits saying live; leaving
  * the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers, whatever came in between.
@@ -18,10 +18,14 @@
 /* Level 2: bytes between the object and the trailer, at least. */
 #define REDZONE_MIN 8u
 
-/* Tail of level 1: values of its code, before it is mixed with the address. */
-#define CODE_LONG 8u
+/* Tail of level 1: values of its code, before it is mixed with the address. 1 .. 7: so many bytes of slack. */
+#define CODE_LONG 8u /* more; or any object of a cache */
+#define CODE_FREE 9u
 #define CODES 127u
 #define TAIL_LONG 8u /* bytes of the long form: info, three of redzone, code */
+
+/* Looks at a damaged slot before it is believed to be none that another CPU is freeing just now. */
+#define LOOKS 64u
 
 /* Objects that leave the ring by one look at it. */
 #define BATCH 8u
@@ -43,12 +47,20 @@ struct trailer {
 
 _Static_assert(sizeof(struct trailer) == 5 * sizeof(uintptr_t), "a trailer is five words");
 
+/* A slot as it is seen through its contents. */
+enum verdict {
+	SLOT_FINE,    /* live, redzone sound */
+	SLOT_FREE,    /* free already, or another free of it is under way */
+	SLOT_DAMAGED, /* live, redzone overwritten: the report is filled in */
+};
+
 /* What is known of a slot without looking into it. */
 struct slot {
 	unsigned char *start;
-	size_t bytes, room;              /* room: up to the trailer, or all */
+	size_t bytes, room;              /* room: up to the trailer or the code */
 	const struct kslab_cache *cache; /* NULL: of a class, n is in the tail or trailer */
 	struct trailer *trailer;         /* NULL: has none */
+	bool has_code;                   /* the last byte is one */
 	bool poisons;                    /* false: contents belong to the constructor */
 };
 
@@ -146,13 +158,16 @@ static struct kslab_cache *cache_of(const struct kslab_page *page)
 static struct slot slot_at(const struct kslab_heap *heap, uintptr_t start, size_t bytes,
 			   const struct kslab_cache *cache)
 {
-	struct slot slot = { (unsigned char *)start, bytes, bytes, cache, NULL,
+	struct slot slot = { (unsigned char *)start, bytes, bytes, cache, NULL, false,
 			     cache == NULL || cache->constructor == NULL };
 
 	/* A cache whose slots could not grow goes without. */
 	if (heap->debug_level >= 2 && (cache == NULL || bytes - cache->size >= sizeof(struct trailer))) {
 		slot.room -= sizeof(struct trailer);
 		slot.trailer = (struct trailer *)(start + slot.room);
+	} else if (cache == NULL || bytes > cache->size) {
+		slot.room--;
+		slot.has_code = true;
 	}
 	return slot;
 }
@@ -162,6 +177,31 @@ static struct slot slot_of(const struct kslab_heap *heap, const struct kslab_pag
 	size_t bytes = page->sc->size;
 
 	return slot_at(heap, page->data + (uintptr_t)index * bytes, bytes, cache_of(page));
+}
+
+/*
+ * Memory checkers (KSLAB_PORT_POISON). Open: the library is at work in the slot; then n bytes are the client's, or
+ * none. What a constructor has made stays as it is, and open.
+ */
+static void open_slot(const struct slot *slot)
+{
+	size_t from = slot->poisons ? 0 : slot->cache->size;
+
+	KSLAB_PORT_UNPOISON(slot->start + from, slot->bytes - from);
+}
+
+static void give_slot(const struct slot *slot, size_t n, bool is_set)
+{
+	KSLAB_PORT_POISON(slot->start + n, slot->bytes - n);
+	if (slot->poisons && !is_set)
+		KSLAB_PORT_UNPOISON(slot->start, n);
+}
+
+static void close_slot(const struct slot *slot)
+{
+	size_t from = slot->poisons ? 0 : slot->cache->size;
+
+	KSLAB_PORT_POISON(slot->start + from, slot->bytes - from);
 }
 
 static uint32_t hash_of(const struct slot *slot)
@@ -210,35 +250,36 @@ static uint32_t *long_info(const struct slot *slot)
 	return (uint32_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
 }
 
+static void set_code(const struct slot *slot, unsigned code)
+{
+	if (slot->has_code)
+		slot->start[slot->bytes - 1] = code_byte(slot, code);
+}
+
 /* Everything behind the n bytes of the client. */
 static void arm(const struct slot *slot, size_t n, unsigned cls)
 {
-	size_t slack = slot->room - n;
+	size_t slack = slot->bytes - n;
 
-	if (slot->cache != NULL || slot->trailer != NULL) {
-		fill(slot->start + n, slack, REDZONE);
-		return;
-	}
-	fill(slot->start + n, slack - 1, REDZONE);
-	if (slack >= TAIL_LONG)
+	fill(slot->start + n, slot->room - n, REDZONE);
+	if (slot->cache == NULL && slot->trailer == NULL && slack >= TAIL_LONG)
 		*long_info(slot) = info_of(n, cls) ^ hash_of(slot);
-	slot->start[slot->bytes - 1] = code_byte(slot, slack < TAIL_LONG ? (unsigned)slack : CODE_LONG);
+	set_code(slot, slot->cache == NULL && slack < TAIL_LONG ? (unsigned)slack : CODE_LONG);
 }
 
-/* The tail of a live slot. Return: NONE, or the first byte known to be wrong. */
+/* The tail of a live slot of a class. Return: NONE, or the first byte known to be wrong. */
 static size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
 {
 	unsigned code = code_of(slot);
 	uint32_t info;
 
-	*cls = KSLAB_CLASSES; /* short form: the slot's own class */
 	*n = slot->bytes - code;
 	if (code == 0 || code > CODE_LONG)
 		return slot->bytes - 1;
 	if (code < CODE_LONG)
 		return NONE;
 	info = *long_info(slot) ^ hash_of(slot);
-	if (!is_info(info, slot, TAIL_LONG))
+	if (!is_info(info, slot, TAIL_LONG - 1))
 		return slot->bytes - TAIL_LONG;
 	*n = info & 0xffff;
 	*cls = info >> 16 & 0xff;
@@ -301,29 +342,31 @@ static size_t read_trailer(const struct slot *slot, size_t *n, unsigned *cls)
 
 /* ---- judge a slot by its contents ----------------------------------------------------------------------- */
 
-/* A live slot. Return: NONE, or the first byte known to be wrong. */
+/* A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES: the slot's own. */
 static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 {
 	size_t wrong = NONE, end = slot->room, at;
 
 	*cls = KSLAB_CLASSES;
-	if (slot->trailer != NULL)
+	if (slot->trailer != NULL) {
 		wrong = read_trailer(slot, n, cls);
-	else if (slot->cache != NULL)
-		*n = slot->cache->size;
-	else
+	} else if (slot->cache == NULL) {
 		wrong = read_tail(slot, n, cls);
+		if (slot->bytes - *n >= TAIL_LONG)
+			end = slot->bytes - TAIL_LONG;
+	} else {
+		*n = slot->cache->size;
+	}
 	if (wrong != NONE)
 		return wrong;
-	if (slot->trailer == NULL && slot->cache == NULL)
-		end -= slot->room - *n < TAIL_LONG ? 1 : TAIL_LONG;
 	at = find_other(slot->start + *n, end - *n, REDZONE);
 	if (at != NONE)
 		return *n + at;
-	if (slot->room - end != TAIL_LONG)
-		return NONE;
-	at = find_other(slot->start + slot->bytes - 4, 3, REDZONE);
-	return at != NONE ? slot->bytes - 4 + at : NONE;
+	if (end != slot->room) {
+		at = find_other(slot->start + slot->bytes - 4, 3, REDZONE);
+		return at != NONE ? slot->bytes - 4 + at : NONE;
+	}
+	return slot->cache != NULL && slot->has_code && code_of(slot) != CODE_LONG ? slot->room : NONE;
 }
 
 /* A free slot. */
@@ -336,13 +379,7 @@ static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot
 		return from + at;
 	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
 		return slot->room;
-	return NONE;
-}
-
-/* Level 1: somebody else is freeing it, and has poisoned the tail already. */
-static bool is_poisoned(const struct kslab_heap *heap, const struct slot *slot)
-{
-	return slot->poisons && slot->start[slot->bytes - 1] == poison(heap) && slot->cache == NULL;
+	return slot->has_code && code_of(slot) != CODE_FREE ? slot->room : NONE;
 }
 
 static bool is_free_bit(const struct kslab_page *page, uint32_t index)
@@ -353,6 +390,12 @@ static bool is_free_bit(const struct kslab_page *page, uint32_t index)
 	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
 	free |= KSLAB_LOAD_RELAXED(&bits->avail);
 	return (free & kslab_bit(index)) != 0;
+}
+
+/* By its bits, or because it is in quarantine. */
+static bool is_free(const struct kslab_page *page, uint32_t index, const struct slot *slot)
+{
+	return is_free_bit(page, index) || (slot->trailer != NULL && is_freed(slot->trailer));
 }
 
 static void describe(const struct kslab_heap *heap, const struct kslab_page *page, const struct slot *slot,
@@ -370,34 +413,47 @@ static void describe(const struct kslab_heap *heap, const struct kslab_page *pag
 	}
 }
 
-static enum kslab_slot_verdict judge(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+static enum verdict judge(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 				     const struct slot *slot, size_t *n, struct kslab_report *report)
 {
 	unsigned cls;
 	size_t wrong;
 
-	if (is_free_bit(page, index) || (slot->trailer != NULL && is_freed(slot->trailer)))
-		return KSLAB_SLOT_FREE;
+	if (is_free(page, index, slot))
+		return SLOT_FREE;
 	wrong = live_damage(slot, n, &cls);
 	if (wrong == NONE)
-		return KSLAB_SLOT_FINE;
-	/* Another free may have come in between: it sets state or bit before, or poisons after, what was seen. */
-	KSLAB_LOAD_ACQUIRE(&page->owner);
-	if (is_free_bit(page, index) || (slot->trailer != NULL ? is_freed(slot->trailer) : is_poisoned(heap, slot)))
-		return KSLAB_SLOT_FREE;
+		return SLOT_FINE;
+	/* Another free may have come in between; its state or code is on its way to us, if not here yet. */
+	for (unsigned look = 0; look < LOOKS; look++) {
+		if (is_free(page, index, slot) || (slot->has_code && code_of(slot) == CODE_FREE))
+			return SLOT_FREE;
+		KSLAB_PORT_RELAX();
+	}
 	report->fault = KSLAB_FAULT_REDZONE;
 	report->count = wrong;
 	report->what = "redzone: bytes behind the object were overwritten; it stays live";
 	describe(heap, page, slot, report);
-	return KSLAB_SLOT_DAMAGED;
+	return SLOT_DAMAGED;
 }
 
-enum kslab_slot_verdict kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
-					    size_t *n, struct kslab_report *report)
+bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *n,
+			 const void *caller)
 {
 	const struct slot slot = slot_of(heap, page, index);
+	struct kslab_report report = { .caller = caller };
+	enum verdict verdict = judge(heap, page, index, &slot, n, &report);
 
-	return judge(heap, page, index, &slot, n, report);
+	if (verdict == SLOT_FINE)
+		return true;
+	*n = 0;
+	if (verdict == SLOT_FREE) {
+		kslab_heap_fault_pointer(heap, slot.start, NULL, caller);
+		return false;
+	}
+	kslab_heap_fail(heap, KSLAB_BAD_FREE);
+	kslab_report_fault(heap, &report);
+	return false;
 }
 
 size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
@@ -407,12 +463,24 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 	unsigned cls;
 	size_t n;
 
-	if (is_free_bit(page, index) || (slot.trailer != NULL && is_freed(slot.trailer))) {
+	if (is_free(page, index, &slot)) {
 		*what = "a free object was written to";
 		return free_damage(heap, &slot);
 	}
 	*what = "the redzone of a live object was overwritten";
 	return live_damage(&slot, &n, &cls);
+}
+
+bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *bytes)
+{
+	const struct slot slot = slot_of(heap, page, index);
+	unsigned cls;
+	size_t n;
+
+	if (slot.trailer != NULL && is_freed(slot.trailer))
+		return false;
+	*bytes = live_damage(&slot, &n, &cls) == NONE ? n : slot.bytes;
+	return true;
 }
 
 /* ---- sizes ---------------------------------------------------------------------------------------------- */
@@ -433,36 +501,43 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 	*n += heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1;
 }
 
-size_t kslab_debug_cache_bytes(const struct kslab_heap *heap, size_t size)
+size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align)
 {
-	return size + (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1);
+	size_t more = heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1;
+	size_t slot = (size + more + align - 1) & ~(align - 1);
+
+	return slot <= heap->max_page_bytes ? slot : (size + align - 1) & ~(align - 1);
+}
+
+static bool is_right_large(struct kslab_heap *heap, const struct kslab_page *page, size_t align, size_t n)
+{
+	unsigned want = kslab_heap_plain_class(heap, n, align);
+	unsigned cls = kslab_heap_plain_class(heap, page->bits[0].remote, align);
+
+	/* A size class at level 0, a page run only because there was no room for its redzone? */
+	if (want != KSLAB_CLASSES || cls != KSLAB_CLASSES)
+		return want == cls;
+	return n <= kslab_large_bytes(heap, page) &&
+	       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
 }
 
 bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
 			       size_t n)
 {
-	unsigned want = kslab_heap_plain_class(heap, n, align), cls;
+	struct slot slot;
 	uint32_t index;
+	unsigned cls;
 	size_t asked;
 
-	if (page->state == KSLAB_PAGE_LARGE) {
-		asked = page->bits[0].remote;
-		cls = kslab_heap_plain_class(heap, asked, align);
-		if (want != KSLAB_CLASSES || cls != KSLAB_CLASSES)
-			return want == cls;
-		return n <= kslab_large_bytes(heap, page) &&
-		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
-	}
+	if (page->state == KSLAB_PAGE_LARGE)
+		return is_right_large(heap, page, align, n);
 	index = kslab_page_index(page, (uintptr_t)p);
 	if (page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || index >= page->slots)
-		return true; /* another fault: the free itself will find it */
-	{
-		const struct slot slot = slot_of(heap, page, index);
-
-		if (is_free_bit(page, index) || live_damage(&slot, &asked, &cls) != NONE)
-			return true;
-	}
-	return want == (cls < KSLAB_CLASSES ? cls : page->sc->cls);
+		return true; /* another fault, or none that is ours: the free itself will find it */
+	slot = slot_of(heap, page, index);
+	if (is_free(page, index, &slot) || live_damage(&slot, &asked, &cls) != NONE)
+		return true;
+	return kslab_heap_plain_class(heap, n, align) == (cls < KSLAB_CLASSES ? cls : page->sc->cls);
 }
 
 /* ---- the life of a slot --------------------------------------------------------------------------------- */
@@ -473,7 +548,7 @@ static void start_quarantine(struct kslab_heap *heap, unsigned flags)
 	struct kslab_quarantine *quarantine = &heap->quarantine;
 	struct kslab_lock_state state;
 	enum kslab_reason reason;
-	uintptr_t *ring;
+	struct kslab_quarantined *ring;
 
 	if (quarantine->capacity == 0 || KSLAB_LOAD_RELAXED(&quarantine->ring) != NULL)
 		return;
@@ -499,8 +574,6 @@ void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_
 		start_quarantine(heap, flags);
 	if (slot.poisons)
 		memset(slot.start, poison(heap), bytes * page->slots);
-	if (slot.poisons && slot.trailer == NULL)
-		return;
 	for (uint32_t i = 0; i < page->slots; i++) {
 		slot = slot_at(heap, page->data + (uintptr_t)i * bytes, bytes, cache);
 		if (!slot.poisons)
@@ -509,6 +582,8 @@ void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_
 			memset(slot.trailer, 0, sizeof(*slot.trailer));
 			seal(slot.trailer, FREED);
 		}
+		set_code(&slot, CODE_FREE);
+		close_slot(&slot);
 	}
 }
 
@@ -522,7 +597,7 @@ static uintptr_t next_serial(struct kslab_heap *heap)
 /* Verify a slot that is to be issued; its first n bytes become what a new object holds. */
 static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, unsigned flags)
 {
-	size_t words = (n + sizeof(uintptr_t) - 1) & ~(sizeof(uintptr_t) - 1), wrong, at;
+	size_t words = n & ~(sizeof(uintptr_t) - 1), wrong, at;
 
 	if (!slot->poisons) {
 		wrong = free_damage(heap, slot);
@@ -530,16 +605,16 @@ static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, u
 			fill(slot->start, n, 0);
 		return wrong;
 	}
-	if (words > slot->room)
-		words = slot->room;
 	wrong = replace(slot->start, words, poison(heap), fresh(heap, flags));
 	at = wrong == NONE ? find_other(slot->start + words, slot->room - words, poison(heap)) : NONE;
 	if (at != NONE)
 		wrong = words + at;
-	if (wrong == NONE && slot->trailer != NULL &&
-	    KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
-		wrong = slot->room;
-	return wrong;
+	fill(slot->start + words, n - words, fresh(heap, flags));
+	if (wrong != NONE)
+		return wrong;
+	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
+		return slot->room;
+	return slot->has_code && code_of(slot) != CODE_FREE ? slot->room : NONE;
 }
 
 void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
@@ -551,8 +626,10 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 				       .caller = request->caller,
 				       .what = "use after free: a free object was written to" };
 	unsigned cls = request->cache == NULL ? kslab_heap_plain_class(heap, n, align) : 0;
-	size_t wrong = take(heap, &slot, n, request->flags);
+	size_t wrong;
 
+	open_slot(&slot);
+	wrong = take(heap, &slot, n, request->flags);
 	if (KSLAB_UNLIKELY(wrong != NONE))
 		describe(heap, page, &slot, &report);
 	arm(&slot, n, cls);
@@ -566,6 +643,7 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 		trailer->info = info_of(request->cache == NULL ? n : 0, cls) ^ hash_of(&slot);
 		seal(trailer, LIVE);
 	}
+	give_slot(&slot, n, fresh(heap, request->flags) == 0);
 	if (KSLAB_UNLIKELY(wrong != NONE)) {
 		report.count = wrong;
 		kslab_report_fault(heap, &report);
@@ -576,7 +654,9 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
 {
 	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, NULL);
 	unsigned cls = kslab_heap_plain_class(heap, n, 1);
+	size_t kept = n < old ? n : old;
 
+	KSLAB_PORT_UNPOISON(slot.start + kept, slot.bytes - kept);
 	if (n > old)
 		fill(slot.start + old, n - old, fresh(heap, 0));
 	arm(&slot, n, cls);
@@ -584,6 +664,8 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
 		slot.trailer->info = info_of(n, cls) ^ hash_of(&slot);
 		seal(slot.trailer, LIVE);
 	}
+	KSLAB_PORT_UNPOISON(slot.start + kept, n - kept);
+	KSLAB_PORT_POISON(slot.start + n, slot.bytes - n);
 }
 
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
@@ -593,7 +675,7 @@ bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, 
 	size_t n;
 
 	retiring->report.caller = retiring->caller;
-	if (judge(heap, page, index, &slot, &n, &retiring->report) != KSLAB_SLOT_FINE)
+	if (judge(heap, page, index, &slot, &n, &retiring->report) != SLOT_FINE)
 		return false;
 	if (slot.trailer != NULL) {
 		uintptr_t live = sum(slot.trailer, LIVE);
@@ -602,20 +684,22 @@ bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, 
 		if (!KSLAB_CAS_ACQ_REL(&slot.trailer->state, &live, busy(slot.trailer)))
 			return false;
 		slot.trailer->free_caller = retiring->caller;
-	} else if (slot.poisons) {
-		/* The tail first: a free that meets this one sees it there (judge). */
-		slot.start[slot.bytes - 1] = poison(heap);
-		KSLAB_BARRIER();
 	}
+	open_slot(&slot);
+	/* Before the poison: a free that meets this one looks here when it finds a redzone damaged (judge). */
+	set_code(&slot, CODE_FREE);
+	KSLAB_BARRIER();
 	if (slot.poisons)
 		fill(slot.start, slot.room, poison(heap));
 	if (slot.trailer != NULL)
 		seal(slot.trailer, FREED);
+	close_slot(&slot);
 	return true;
 }
 
 void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 {
+	KSLAB_PORT_UNPOISON((void *)page->data, (size_t)page->pages << heap->page_shift);
 	if (kslab_page_owner(page) == NULL)
 		return; /* was never in use */
 	for (uint32_t i = 0; i < page->slots; i++) {
@@ -647,19 +731,20 @@ static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, si
 	quarantine->bytes += bytes;
 	while (count < BATCH && quarantine->count != 0 &&
 	       (quarantine->bytes > limit || (object != 0 && quarantine->count == quarantine->capacity))) {
-		uintptr_t oldest = quarantine->ring[quarantine->head];
-		const struct kslab_page *page = kslab_page_map_find(&heap->map, oldest);
+		const struct kslab_quarantined *oldest = &quarantine->ring[quarantine->head];
 
 		quarantine->head = quarantine->head + 1 == quarantine->capacity ? 0 : quarantine->head + 1;
 		quarantine->count--;
-		quarantine->bytes -= page->sc->size;
-		out[count++] = oldest;
+		quarantine->bytes -= oldest->bytes;
+		out[count++] = oldest->object;
 	}
 	if (object != 0) {
-		size_t tail = quarantine->head + quarantine->count;
+		size_t tail = quarantine->head + quarantine->count++;
+		struct kslab_quarantined *newest =
+			&quarantine->ring[tail < quarantine->capacity ? tail : tail - quarantine->capacity];
 
-		quarantine->ring[tail < quarantine->capacity ? tail : tail - quarantine->capacity] = object;
-		quarantine->count++;
+		newest->object = object;
+		newest->bytes = bytes;
 	}
 	kslab_heap_unlock(heap, &state);
 	return count;
@@ -708,6 +793,10 @@ void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t
 			return;
 		}
 	} else if (kslab_heap_set_free(heap, page, index, &retiring, caller)) {
+		return;
+	}
+	if (retiring.is_fenced) {
+		kslab_heap_fail(heap, KSLAB_BAD_FREE);
 		return;
 	}
 	if (retiring.report.fault == KSLAB_FAULT_NONE) {
@@ -786,37 +875,64 @@ void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, un
 		fill(object, n, fresh(heap, flags));
 	arm_large(heap, page, n);
 	page->inverse = (uint32_t)next_serial(heap);
+	if (fresh(heap, flags) != 0)
+		KSLAB_PORT_UNPOISON(object, n);
+	KSLAB_PORT_POISON((unsigned char *)object + n, kslab_large_bytes(heap, page) - n);
 }
 
-enum kslab_slot_verdict kslab_debug_large_measure(const struct kslab_heap *heap, const struct kslab_page *page,
-						  struct kslab_report *report)
+size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct kslab_page *page)
 {
-	size_t n = page->bits[0].remote, bytes = kslab_large_bytes(heap, page);
-	size_t wrong = find_other((const unsigned char *)page->data + n, bytes - n, REDZONE);
+	const unsigned char *data = (const unsigned char *)page->data;
+	size_t n = page->bits[0].remote, bytes = kslab_large_bytes(heap, page), wrong;
 
-	if (wrong == NONE)
-		return KSLAB_SLOT_FINE;
 	if (KSLAB_LOAD_ACQUIRE(&page->owner) != kslab_large_tag(heap))
-		return KSLAB_SLOT_FREE;
-	report->fault = KSLAB_FAULT_REDZONE;
-	report->what = "redzone: bytes behind the large block were overwritten; it stays live";
-	report->pointer = report->object = report->page = (const void *)page->data;
-	report->object_bytes = report->page_bytes = bytes;
-	report->count = n + wrong;
-	return KSLAB_SLOT_DAMAGED;
+		return find_other(data, bytes, poison(heap));
+	wrong = find_other(data + n, bytes - n, REDZONE);
+	return wrong != NONE ? n + wrong : NONE;
+}
+
+bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page, const void *caller)
+{
+	size_t bytes = kslab_large_bytes(heap, page), wrong = kslab_debug_large_inspect(heap, page);
+	struct kslab_report report = { .fault = KSLAB_FAULT_REDZONE,
+				       .pointer = (const void *)page->data,
+				       .object = (const void *)page->data,
+				       .object_bytes = bytes,
+				       .page = (const void *)page->data,
+				       .page_bytes = bytes,
+				       .count = wrong,
+				       .caller = caller,
+				       .what = "redzone: bytes behind the large block were overwritten; it stays live" };
+
+	/* Another free that won meanwhile has poisoned it: let the owner decide. */
+	if (KSLAB_LIKELY(wrong == NONE) || KSLAB_LOAD_ACQUIRE(&page->owner) != kslab_large_tag(heap))
+		return true;
+	kslab_heap_fail(heap, KSLAB_BAD_FREE);
+	kslab_report_fault(heap, &report);
+	return false;
 }
 
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old, size_t n)
 {
+	unsigned char *data = (unsigned char *)page->data;
+	size_t kept = n < old ? n : old, end = (old + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
+
+	if (end < kslab_large_bytes(heap, page))
+		end = kslab_large_bytes(heap, page);
+	KSLAB_PORT_UNPOISON(data + kept, end - kept);
 	if (n > old)
 		fill((unsigned char *)page->data + old, n - old, fresh(heap, 0));
 	page->bits[0].remote = n;
 	arm_large(heap, page, n);
+	KSLAB_PORT_UNPOISON(data + kept, n - kept);
+	KSLAB_PORT_POISON(data + n, kslab_large_bytes(heap, page) - n);
 }
 
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page)
 {
+	KSLAB_PORT_UNPOISON((void *)page->data, kslab_large_bytes(heap, page));
 	fill((unsigned char *)page->data, kslab_large_bytes(heap, page), poison(heap));
+	KSLAB_PORT_POISON((void *)page->data, kslab_large_bytes(heap, page));
 }
 
 void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page)
@@ -832,6 +948,7 @@ void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *
 				       .count = wrong,
 				       .what = "use after free: a free large block was written to" };
 
+	KSLAB_PORT_UNPOISON((void *)page->data, bytes);
 	if (KSLAB_UNLIKELY(wrong != NONE))
 		kslab_report_fault(heap, &report);
 }

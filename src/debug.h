@@ -8,34 +8,27 @@
  *     | n bytes of the client | redzone 0xbb ... | tail |
  *
  * Tail: the last byte is a code, the slack (slot - n) if that is 1..7, or "long": then 4 bytes, 8 before the end,
- * hold n and the class that level 0 would have taken. Both are mixed with the address, codes are 0x80..0xfe, so that
- * no zero, no text, no ~0 and no poison looks like one. Objects of a cache need no tail: n is the cache's.
+ * hold n and the class that level 0 would have taken; or "free". Both are mixed with the address, codes are
+ * 0x80..0xfe, so that no zero, no text, no ~0 and no poison looks like one. Objects of a cache have the code only.
  *
  * A slot at level 2 ends in a trailer instead, whose last word is a sum over it, the address and the state:
  *
  *     | n bytes of the client | redzone, 8 or more | alloc caller | free caller | serial | n, class | state |
  *
- * A free slot is 0x6b from its start to the trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache with a
- * constructor keep their contents, and their redzone also while they are free.
+ * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache with a constructor
+ * keep their contents, and their redzone also while they are free.
  */
 #ifndef KSLAB_DEBUG_H
 #define KSLAB_DEBUG_H
 
 #include "heap.h"
 
-/* A slot as it is seen through its contents. */
-enum kslab_slot_verdict {
-	KSLAB_SLOT_FINE,    /* live, redzone sound */
-	KSLAB_SLOT_FREE,    /* free already, or another free of it is under way */
-	KSLAB_SLOT_DAMAGED, /* live, redzone overwritten: the report is filled in */
-};
-
 /* ---- sizes ---------------------------------------------------------------------------------------------- */
 
 /* What to look for a class with, instead of n and align: room for redzone and trailer, natural alignment. */
 void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align);
-/* The same for a cache's slot. */
-size_t kslab_debug_cache_bytes(const struct kslab_heap *heap, size_t size);
+/* Slot of a cache for objects of a size that fits; not larger than max_page_bytes: then there is no room for it. */
+size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align);
 /* Row 12 of the misuse table, with the answer of level 0: would n and align have led to the class p came from? */
 bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
 			       size_t n);
@@ -48,9 +41,9 @@ void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_
 /* A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone entered. */
 void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
 		       size_t align);
-/* How many bytes a live slot was asked for; quarantined ones are free. Reports nothing. */
-enum kslab_slot_verdict kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
-					    size_t *n, struct kslab_report *report);
+/* How many bytes a live slot was asked for. Return: false: none that is sound (it may be in quarantine): reported. */
+bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *n,
+			 const void *caller);
 /* n of a live slot changes in place; it was measured. */
 void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n);
 /* A free of a slot that lies right, through the right door; from here on everything is done or reported. */
@@ -66,15 +59,18 @@ void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 struct kslab_retiring {
 	struct kslab_cache *cache;
 	const void *caller;
-	struct kslab_report report;
+	struct kslab_report report; /* what was wrong with the object, if fault is set */
+	bool is_fenced;             /* its page is behind the fence now, and gets reported with it */
 };
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			struct kslab_retiring *retiring);
 
 /* Large blocks: the redzone reaches from n to the end of the block. */
 void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, unsigned flags);
-enum kslab_slot_verdict kslab_debug_large_measure(const struct kslab_heap *heap, const struct kslab_page *page,
-						  struct kslab_report *report);
+/* Return: false: its redzone was overwritten: reported. */
+bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page, const void *caller);
+/* The first byte that is wrong in its redzone, or in a spare block, as an offset; SIZE_MAX: none. */
+size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct kslab_page *page);
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old, size_t n);
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);
 /* A block that was retired goes back or is used again: report what was written to it. */
@@ -97,11 +93,13 @@ uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page 
 void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page *page,
 			 struct kslab_report *report);
 
-/* ---- for kslab_check ------------------------------------------------------------------------------------ */
+/* ---- for the observers ----------------------------------------------------------------------------------- */
 
 /* The first byte that is wrong in slot index, as an offset; SIZE_MAX: none. *what: one line. Reads only. */
 size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			   const char **what);
+/* For kslab_walk: a slot whose bits say live. Return: false: it is in quarantine; else *bytes is what is the client's. */
+bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *bytes);
 
 /* ---- the fence (fence.c): metadata that contradicts itself ---------------------------------------------- */
 
@@ -119,7 +117,7 @@ void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone);
 
 /* Geometry of a page against its class. Return: NULL, or what is wrong. Anybody. */
 const char *kslab_fence_geometry(const struct kslab_heap *heap, const struct kslab_page *page);
-/* Report a chain of pages taken from zone->owner.fenced. No zone entered. */
+/* Report a chain of pages taken from zone->owner.corrupt. No zone entered. */
 void kslab_fence_report(struct kslab_heap *heap, struct kslab_page *page, const void *caller);
 /* The heap ends: fenced pages go back. */
 void kslab_fence_release(struct kslab_heap *heap);

@@ -86,6 +86,7 @@
  * lines, not three. Page map with plain loads and a fixed limit: four instructions less than a growing count.
  * Masked index kept from being shared (KSLAB_HIDE): two less. Key compared after entering: no second check.
  */
+#include "debug.h"
 #include "heap.h"
 #include "inject.h"
 #include "page_list.h"
@@ -93,7 +94,7 @@
 #include "report.h"
 #include "tally.h"
 
-_Static_assert(offsetof(struct kslab_zone, sc) == 256, "owner, mailbox, counters: four lines before the classes");
+_Static_assert(offsetof(struct kslab_zone, sc) <= 256, "owner, mailbox, counters: four lines before the classes");
 _Static_assert(sizeof(uintptr_t) != 8 || sizeof(struct kslab_zone) == 4096, "a zone is one page");
 _Static_assert(offsetof(struct kslab_zone, sc) + KSLAB_CLASSES * sizeof(struct kslab_sc) <= UINT16_MAX,
 	       "route entries hold an offset in 16 bits");
@@ -185,6 +186,8 @@ struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone,
 
 	if (i < KSLAB_CLASSES)
 		return &zone->sc[i];
+	if (zone == heap->limbo)
+		return NULL; /* has the number of a zone that has caches; it has none */
 	i -= KSLAB_CLASSES;
 	for (cache = KSLAB_LOAD_ACQUIRE(&heap->caches); cache != NULL; cache = cache->next) {
 		struct kslab_cache_zone *own = KSLAB_LOAD_ACQUIRE(&cache->zones[kslab_zone_index(zone)]);
@@ -231,6 +234,8 @@ void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page)
 	uintptr_t address = page->data;
 	size_t run = page->pages;
 
+	if (heap->debug_level != 0)
+		kslab_debug_release(heap, page);
 	kslab_page_map_set(&heap->map, address, run << heap->page_shift, &kslab_page_released);
 	kslab_descriptor_free(heap, page, kslab_page_words(page));
 	kslab_source_free(heap, address, run);
@@ -256,6 +261,12 @@ struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_z
 
 		if (page == NULL)
 			continue;
+		if (heap->debug_level != 0) {
+			kslab_fence_empty(heap, zone, sc);
+			page = sc->empty.head;
+			if (page == NULL)
+				continue;
+		}
 		page = page->prev; /* the tail: longest empty */
 		if (kslab_sc_remove_empty(&zone->owner, page)) {
 			zone->counters.pages_released++;
@@ -271,6 +282,8 @@ void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone)
 {
 	struct kslab_sc *sc;
 
+	if (heap->debug_level != 0)
+		kslab_fence_zone(heap, zone);
 	kslab_sc_drain(&zone->owner);
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
 		if (sc->page != NULL) {
@@ -371,8 +384,12 @@ void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone
 	KSLAB_PORT_UNPIN();
 	if (KSLAB_UNLIKELY(late != 0))
 		kslab_heap_report_late(heap, late, late_count, caller);
-	if (KSLAB_UNLIKELY(corrupt != NULL))
-		kslab_heap_report_corrupt(heap, corrupt, caller);
+	if (KSLAB_UNLIKELY(corrupt != NULL)) {
+		if (corrupt->state == KSLAB_PAGE_FENCED)
+			kslab_fence_report(heap, corrupt, caller);
+		else
+			kslab_heap_report_corrupt(heap, corrupt, caller);
+	}
 }
 
 void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller)
@@ -468,6 +485,8 @@ struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct ks
 	}
 	kslab_page_init(page, run.address, run.pages, (uint32_t)bytes, (uint32_t)slots);
 	kslab_page_map_set(&heap->map, run.address, run.pages << heap->page_shift, page);
+	if (heap->debug_level != 0)
+		kslab_debug_prepare(heap, page, bytes, cache, request->flags);
 	if (cache != NULL && cache->constructor != NULL)
 		for (size_t i = 0; i < slots; i++)
 			cache->constructor((void *)(run.address + i * bytes), cache->ctx);
@@ -557,6 +576,8 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		}
 		zone->counters.slow_allocs++;
 		object = kslab_sc_pop(sc);
+		if (object == NULL && heap->debug_level != 0)
+			kslab_fence_issue(heap, zone, sc);
 		if (object == NULL)
 			object = kslab_sc_next(&zone->owner, sc);
 		if (object == NULL && request->cache == NULL && KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
@@ -581,6 +602,13 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 
 unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align)
 {
+	if (heap->debug_level != 0)
+		kslab_debug_grow(heap, &n, &align);
+	return kslab_heap_plain_class(heap, n, align);
+}
+
+unsigned kslab_heap_plain_class(const struct kslab_heap *heap, size_t n, size_t align)
+{
 	size_t mask = align - 1;
 	unsigned cls;
 
@@ -597,9 +625,10 @@ unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align)
 	return cls;
 }
 
-KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap)
+/* What the middle path leaves: no page, a busy zone, a large request, debugging. */
+static KSLAB_SLOW void *malloc_slower(size_t n, struct kslab_heap *heap, const void *caller)
 {
-	struct kslab_request request = { NULL, 0, 0, KSLAB_CALLER() };
+	struct kslab_request request = { NULL, 0, 0, caller };
 
 	if (KSLAB_UNLIKELY(heap->state != KSLAB_HEAP_READY))
 		return kslab_heap_fail(heap, KSLAB_NOT_INITIALISED);
@@ -609,6 +638,38 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap)
 	if (request.cls == KSLAB_CLASSES)
 		return kslab_heap_alloc_any(heap, n, 1, 0, request.caller);
 	return kslab_heap_alloc_slow(heap, &request);
+}
+
+KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	size_t index = (n - 1) / 8;
+	struct kslab_zone *zone;
+	struct kslab_sc *sc;
+	void *object;
+
+	if (KSLAB_UNLIKELY(index >= heap->route_limit))
+		return malloc_slower(n, heap, caller);
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
+		KSLAB_PORT_UNPIN();
+		return malloc_slower(n, heap, caller);
+	}
+	kslab_zone_enter(zone);
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
+	object = kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
+	if (object == NULL)
+		object = kslab_sc_next_word(&zone->owner, sc);
+	zone->counters.slow_allocs++;
+	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
+		kslab_zone_leave_reporting(heap, zone, caller);
+	} else {
+		kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
+	}
+	if (KSLAB_UNLIKELY(object == NULL))
+		return malloc_slower(n, heap, caller);
+	return object;
 }
 
 /* Clear without the cost of a call or a string instruction where the piece is small. */
@@ -638,10 +699,16 @@ void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsi
 	request.cls = kslab_heap_class(heap, n, align);
 	if (kslab_inject_object(heap, request.cls, flags & KSLAB_RESERVE))
 		return kslab_heap_fail(heap, KSLAB_INJECTED);
-	if (request.cls == KSLAB_CLASSES)
-		return kslab_large_alloc(heap, n, align, flags);
+	if (request.cls == KSLAB_CLASSES) {
+		object = kslab_large_alloc(heap, n, align, flags);
+		if (object != NULL && heap->debug_level != 0)
+			kslab_debug_large_issue(heap, object, n, flags);
+		return object;
+	}
 	object = kslab_heap_alloc_slow(heap, &request);
-	if (object != NULL && (flags & KSLAB_ZERO))
+	if (object != NULL && heap->debug_level != 0)
+		kslab_debug_issue(heap, object, &request, n, align);
+	else if (object != NULL && (flags & KSLAB_ZERO))
 		clear(object, n);
 	return object;
 }
@@ -657,6 +724,12 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	const struct kslab_sc *sc = page->sc;
 	uintptr_t index;
 
+	if (page->state == KSLAB_PAGE_FENCED) {
+		report->fault = KSLAB_FAULT_CORRUPT_METADATA;
+		report->what = "corrupt metadata: the object's page is fenced off";
+		report->page = (void *)page->data;
+		return;
+	}
 	report->fault = KSLAB_FAULT_FOREIGN_POINTER;
 	if (page == &kslab_page_released) {
 		report->fault = KSLAB_FAULT_DOUBLE_FREE;
@@ -681,6 +754,10 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	}
 	if ((owner & ~KSLAB_TAG_MASK) == 0 || sc == NULL)
 		return;
+	if (heap->debug_level != 0 && (report->what = kslab_fence_geometry(heap, page)) != NULL) {
+		report->fault = KSLAB_FAULT_CORRUPT_METADATA;
+		return;
+	}
 	report->page = (void *)page->data;
 	report->page_bytes = (size_t)page->pages << heap->page_shift;
 	report->object_bytes = sc->size;
@@ -700,6 +777,8 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 		}
 	}
 	report->fault = offset != index * sc->size ? KSLAB_FAULT_INTERIOR_POINTER : KSLAB_FAULT_DOUBLE_FREE;
+	if (heap->debug_level != 0)
+		kslab_debug_callers(heap, page, report);
 }
 
 KSLAB_COLD void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct kslab_cache *cache,
@@ -732,32 +811,31 @@ static void retire_if_unused(struct kslab_owner *owner, struct kslab_page *page)
 		kslab_sc_retire(owner, page->sc);
 }
 
-KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller)
+/* What debug levels do first, inside the zone if there is one. Return: true: go on. */
+static bool is_ready_to_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
+			     uint32_t index, struct kslab_retiring *retiring)
 {
-	uintptr_t address = (uintptr_t)p, owner;
-	struct kslab_page *page;
+	if (zone != NULL && kslab_page_owner(page) == &zone->owner && !kslab_fence_free(heap, zone, page, index)) {
+		if (retiring != NULL)
+			retiring->is_fenced = true;
+		return false;
+	}
+	return retiring == NULL || kslab_debug_retire(heap, page, index, retiring);
+}
+
+KSLAB_INLINE bool set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
+			   struct kslab_retiring *retiring, const void *caller)
+{
 	struct kslab_zone *zone;
-	uint32_t index;
 	bool freed;
 
-	if (p == NULL)
-		return;
-	page = kslab_page_map_find(&heap->map, address);
-	owner = KSLAB_LOAD_RELAXED(&page->owner);
-	if (owner == kslab_large_tag(heap) && cache == NULL) {
-		if (!kslab_large_free(heap, page, address))
-			kslab_heap_fault_pointer(heap, p, cache, caller);
-		return;
-	}
-	if (!is_right_door(page, owner, cache) || (index = kslab_page_index(page, address)) >= page->slots) {
-		kslab_heap_fault_pointer(heap, p, cache, caller);
-		return;
-	}
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
-	if (zone != NULL && kslab_page_owner(page) == &zone->owner) {
+	if (heap->debug_level != 0 && !is_ready_to_free(heap, zone, page, index, retiring)) {
+		freed = false;
+	} else if (zone != NULL && kslab_page_owner(page) == &zone->owner) {
 		freed = kslab_sc_free_local(&zone->owner, page, index);
-		if (freed && (owner & KSLAB_TAG_EAGER))
+		if (freed && (KSLAB_LOAD_RELAXED(&page->owner) & KSLAB_TAG_EAGER))
 			retire_if_unused(&zone->owner, page);
 		zone->counters.slow_frees++;
 	} else {
@@ -775,19 +853,57 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 		kslab_heap_leave(heap, zone, caller);
 	else
 		KSLAB_PORT_UNPIN();
-	if (KSLAB_UNLIKELY(!freed))
+	return freed;
+}
+
+bool kslab_heap_set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
+			 struct kslab_retiring *retiring, const void *caller)
+{
+	return set_free(heap, page, index, retiring, caller);
+}
+
+KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller)
+{
+	uintptr_t address = (uintptr_t)p, owner;
+	struct kslab_page *page;
+	uint32_t index;
+
+	if (p == NULL)
+		return;
+	page = kslab_page_map_find(&heap->map, address);
+	owner = KSLAB_LOAD_RELAXED(&page->owner);
+	if (owner == kslab_large_tag(heap) && cache == NULL) {
+		if (heap->debug_level != 0 && address == page->data && !kslab_debug_large_measure(heap, page, caller))
+			return;
+		if (!kslab_large_free(heap, page, address))
+			kslab_heap_fault_pointer(heap, p, cache, caller);
+		return;
+	}
+	if (!is_right_door(page, owner, cache) || (index = kslab_page_index(page, address)) >= page->slots) {
+		kslab_heap_fault_pointer(heap, p, cache, caller);
+		return;
+	}
+	if (heap->debug_level != 0)
+		kslab_debug_free(heap, page, index, cache, caller);
+	else if (KSLAB_UNLIKELY(!set_free(heap, page, index, NULL, caller)))
 		kslab_heap_fault_pointer(heap, p, cache, caller);
 }
 
-KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap)
+KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
 {
-	kslab_heap_free_slow(heap, p, NULL, KSLAB_CALLER());
+	kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
-KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone)
+KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller)
 {
+	if (KSLAB_LIKELY(page->state != KSLAB_PAGE_PARTIAL)) { /* the current page: nothing changes */
+		if (KSLAB_CFG_LEVELS > 1)
+			kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
+		return;
+	}
 	kslab_sc_word_full(&zone->owner, page);
-	kslab_heap_leave(zone->heap, zone, KSLAB_CALLER());
+	kslab_heap_leave(zone->heap, zone, caller);
 }
 
 struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes, const void *caller)
@@ -801,6 +917,11 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 	if (owner == kslab_large_tag(heap)) {
 		if (address == page->data) {
 			*bytes = kslab_large_bytes(heap, page);
+			if (heap->debug_level != 0) {
+				*bytes = page->bits[0].remote;
+				if (!kslab_debug_large_measure(heap, page, caller))
+					return NULL;
+			}
 			return page;
 		}
 	} else if ((owner & ~KSLAB_TAG_MASK) != 0 && page->sc != NULL) {
@@ -813,6 +934,8 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 			free |= KSLAB_LOAD_RELAXED(&bits->avail);
 			if (!(free & kslab_bit(index))) {
 				*bytes = page->sc->size;
+				if (heap->debug_level != 0 && !kslab_debug_measure(heap, page, index, bytes, caller))
+					return NULL;
 				return page;
 			}
 		}

@@ -70,10 +70,10 @@ void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const vo
 void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request);
 void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags, const void *caller);
 void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller);
-void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone);
+void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller);
 /* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
-void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap);
-void kslab_heap_free_cold(void *p, struct kslab_heap *heap);
+void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller);
+void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller);
 
 /* A failed call: remember why. Return: NULL. */
 void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason);
@@ -87,6 +87,16 @@ void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct ksl
 
 /* Class for n bytes at an alignment; KSLAB_CLASSES: none, a page run. */
 unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align);
+/* The same without regard to debugging. */
+unsigned kslab_heap_plain_class(const struct kslab_heap *heap, size_t n, size_t align);
+
+/*
+ * Set the bit of a slot that was judged. @retiring: at debug level 1, what has to be done before.
+ * Return: false: it was free, or retiring says what was wrong.
+ */
+struct kslab_retiring;
+bool kslab_heap_set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
+			 struct kslab_retiring *retiring, const void *caller);
 
 /* ---- large blocks --------------------------------------------------------------------------------------- */
 
@@ -161,14 +171,14 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 	uintptr_t object;
 
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return kslab_heap_malloc_slow(n, heap);
+		return kslab_heap_malloc_slow(n, heap, KSLAB_CALLER());
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
 	if (KSLAB_CFG_LEVELS > 1) {
 		if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
 			KSLAB_PORT_UNPIN();
-			return kslab_heap_malloc_slow(n, heap);
+			return kslab_heap_malloc_slow(n, heap, KSLAB_CALLER());
 		}
 		kslab_zone_enter(zone);
 	}
@@ -178,7 +188,7 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 		if (KSLAB_CFG_LEVELS > 1)
 			kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
-		return kslab_heap_malloc_slow(n, heap);
+		return kslab_heap_malloc_slow(n, heap, KSLAB_CALLER());
 	}
 	KSLAB_STORE_RELAXED(avail, word & (word - 1));
 	object = sc->base + (uint32_t)(kslab_ctz(word) * sc->size); /* a word's slots span less than 4 GiB */
@@ -198,7 +208,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	uint32_t index;
 
 	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
-		kslab_heap_free_cold(p, heap);
+		kslab_heap_free_cold(p, heap, KSLAB_CALLER());
 		return;
 	}
 	page = *kslab_page_map_entry(heap->map.top[top], address);
@@ -223,7 +233,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	freed |= kslab_bit(index);
 	KSLAB_STORE_RELAXED(&bits[1], freed);
 	if (KSLAB_UNLIKELY(freed == ~(kslab_word)0)) {
-		kslab_heap_word_full(page, zone);
+		kslab_heap_word_full(page, zone, KSLAB_CALLER());
 		return;
 	}
 	if (KSLAB_CFG_LEVELS > 1)
@@ -236,7 +246,7 @@ cold:
 		KSLAB_STORE_RELAXED(&zone->owner.key, key);
 	}
 	KSLAB_PORT_UNPIN();
-	kslab_heap_free_cold(p, heap);
+	kslab_heap_free_cold(p, heap, KSLAB_CALLER());
 }
 
 #endif

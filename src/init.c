@@ -2,6 +2,7 @@
  * init.c - owns the start and the end of a heap: configuration, routes, regions, page source.
  * Rank: 5.  Runs: once, or in a thread.
  */
+#include "debug.h"
 #include "heap.h"
 #include "page_list.h"
 #include "region.h"
@@ -10,6 +11,8 @@
 #define DEFAULT_MAX_PAGE_BYTES 65536u /* 16 KiB is 2 % slower on mixed loads, 4 KiB 50 % */
 #define DEFAULT_MIN_ALIGN 8u /* as in Linux: a type aligned to 16 has a size that leads to a slot aligned to 16 */
 #define DEFAULT_RETAIN_BYTES (512u * 1024)
+#define DEFAULT_QUARANTINE_OBJECTS 256u
+#define DEFAULT_QUARANTINE_BYTES (256u * 1024)
 #define DEFAULT_PURGE_BYTES (8u * 1024 * 1024)
 
 /* Bytes a slot of the class really costs, in 1/65536: its share of the longest page. */
@@ -81,7 +84,10 @@ static bool is_valid_config(const struct kslab_config *config, size_t page_bytes
 	       page_bytes <= (size_t)1 << 30 && kslab_is_power_of_two(max_page_bytes) &&
 	       max_page_bytes >= page_bytes && max_page_bytes >> kslab_log2(page_bytes) <= 32768 &&
 	       max_page_bytes <= (size_t)1 << 30 && (min_align == 8 || min_align == 16) &&
-	       (config->alloc_pages == NULL) == (config->free_pages == NULL) && config->debug_level <= 2;
+	       (config->alloc_pages == NULL) == (config->free_pages == NULL) && config->debug_level <= 2 &&
+	       (config->debug_flags & ~(KSLAB_DEBUG_ZERO_ON_FREE | KSLAB_DEBUG_ZERO_ON_ALLOC)) == 0 &&
+	       (config->quarantine_objects == KSLAB_QUARANTINE_NONE ||
+		config->quarantine_objects <= SIZE_MAX / 4 / sizeof(struct kslab_quarantined));
 }
 
 /* All heaps hang on the default one, so that a page of one is not taken for a page of another. */
@@ -169,6 +175,9 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	heap->max_page_bytes = max_page_bytes;
 	heap->min_align = min_align;
 	heap->packs = config->packs;
+	heap->grain_shift = KSLAB_CFG_GRAIN_SHIFT;
+	heap->leaf_shift = KSLAB_CFG_LEAF_SHIFT;
+	heap->levels = KSLAB_CFG_LEVELS;
 	heap->max_pages = config->max_pages;
 	heap->purge_bytes = config->purge_bytes != 0 ? config->purge_bytes : DEFAULT_PURGE_BYTES;
 	heap->alloc_pages = config->alloc_pages;
@@ -178,6 +187,12 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	heap->report = config->report;
 	heap->report_ctx = config->report_ctx;
 	heap->debug_level = config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
+	heap->debug_flags = config->debug_flags;
+	heap->quarantine.capacity = config->quarantine_objects == 0 ? DEFAULT_QUARANTINE_OBJECTS :
+				    config->quarantine_objects == KSLAB_QUARANTINE_NONE ? 0 :
+				    config->quarantine_objects;
+	heap->quarantine.max_bytes =
+		config->quarantine_bytes != 0 ? config->quarantine_bytes : DEFAULT_QUARANTINE_BYTES;
 	heap->retain_run = retain == KSLAB_RETAIN_NONE ? 0 : retain >> heap->page_shift;
 	heap->run_limit = UINT16_MAX;
 	heap->emergency_target = config->emergency_pages;
@@ -235,10 +250,12 @@ static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t b
 		what = "no region slot is left (KSLAB_CFG_REGIONS)";
 	else if (kslab_source_is_known(heap, start, bytes))
 		what = "region overlaps memory of a heap";
+	else if (!kslab_source_can_cover(heap, start, bytes))
+		what = "region lies outside the window";
 	else if (!kslab_region_init(&region, start, bytes, heap->page_shift, heap->purge != NULL))
 		what = "region is too small";
-	else if (!kslab_source_covers(heap, start, bytes))
-		what = "region lies outside the window";
+	else
+		kslab_source_cover(heap, start, bytes);
 	if (what == NULL)
 		heap->region[heap->regions] = region;
 	if (what == NULL)
@@ -291,7 +308,8 @@ enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap, void *(*al
 static void count_page(void *ctx, const struct kslab_page *page)
 {
 	struct kslab_report *report = ctx;
-	uint32_t live = kslab_page_live(page);
+	const struct kslab_zone *zone = (const struct kslab_zone *)kslab_page_owner(page);
+	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(zone->heap, page);
 
 	report->count += live;
 	if (live != 0) {
@@ -344,8 +362,12 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 		kslab_report_fault(heap, &report);
 		return KSLAB_BAD_ARGUMENT;
 	}
+	if (heap->debug_level >= 2)
+		kslab_debug_flush(heap);
 	kslab_heap_each_zone(heap, collect_zone, NULL);
 	kslab_heap_each_zone(heap, give_all_back, NULL);
+	if (heap->debug_level != 0)
+		kslab_fence_release(heap);
 	unlink_heap(heap);
 	heap->route_limit = 0;
 	heap->state = 0;

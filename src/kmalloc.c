@@ -2,6 +2,7 @@
  * kmalloc.c - owns the malloc-shaped interface: overflow, alignment, realloc, bulk; on any heap and on the default one.
  * Rank: 6.  Runs anywhere.
  */
+#include "debug.h"
 #include "heap.h"
 
 /* ---- allocate ------------------------------------------------------------------------------------------- */
@@ -36,8 +37,8 @@ KSLAB_INLINE void *zero(void *object, size_t n)
 
 KSLAB_INLINE void *zalloc(struct kslab_heap *heap, size_t n)
 {
-	/* Large runs may be known to be zero. */
-	if (KSLAB_UNLIKELY(n > KSLAB_ROUTE_MAX_BYTES))
+	/* Large runs may be known to be zero; debug levels know the exact end. One compare with that of malloc_fast. */
+	if (KSLAB_UNLIKELY((n - 1) / 8 >= heap->route_limit))
 		return kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
 	return zero(kslab_heap_malloc_fast(heap, n), n);
 }
@@ -74,6 +75,8 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 	if (heap->state != KSLAB_HEAP_READY || n > KSLAB_REQUEST_MAX)
 		return 0;
+	if (heap->debug_level != 0)
+		return n;
 	cls = kslab_heap_class(heap, n, 1);
 	if (cls < KSLAB_CLASSES)
 		return kslab_class_bytes(cls);
@@ -84,13 +87,16 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
-	void *fresh = kslab_heap_malloc_fast(heap, n);
+	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n) :
+					       kslab_heap_alloc_any(heap, n, 1, 0, caller);
 
-	(void)caller;
 	if (fresh == NULL)
 		return NULL;
 	memcpy(fresh, p, old < n ? old : n);
-	kslab_heap_free_fast(heap, p);
+	if (heap->debug_level == 0)
+		kslab_heap_free_fast(heap, p);
+	else
+		kslab_heap_free_slow(heap, p, NULL, caller);
 	return fresh;
 }
 
@@ -100,7 +106,8 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	size_t bytes;
 
 	if (p == NULL)
-		return kslab_heap_malloc_fast(heap, n);
+		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n) :
+						kslab_heap_alloc_any(heap, n, 1, 0, caller);
 	if (n == 0) {
 		kslab_heap_free_slow(heap, p, NULL, caller);
 		return NULL;
@@ -114,9 +121,14 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	}
 	if (page->state == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
-		if (n > bytes / 4 && n > KSLAB_CLASS_MAX_BYTES && kslab_large_resize(heap, page, n))
+		if (n > bytes / 4 && kslab_heap_class(heap, n, 1) == KSLAB_CLASSES && kslab_large_resize(heap, page, n)) {
+			if (heap->debug_level != 0)
+				kslab_debug_large_resize(heap, page, bytes, n);
 			return p;
+		}
 	} else if (page->sc->cls == kslab_heap_class(heap, n, 1)) {
+		if (heap->debug_level != 0)
+			kslab_debug_resize(heap, page, p, bytes, n);
 		return p;
 	}
 	return move(heap, p, bytes, n, caller);
@@ -149,10 +161,13 @@ void kslab_free(void *p)
 }
 
 /* The size that the caller believes in must lead to where the object lies. */
-static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page, size_t align, size_t n)
+static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
+			  size_t n)
 {
-	unsigned cls = kslab_heap_class(heap, n, align);
+	unsigned cls = kslab_heap_plain_class(heap, n, align);
 
+	if (heap->debug_level != 0)
+		return kslab_debug_is_right_size(heap, page, p, align, n);
 	if (page->state == KSLAB_PAGE_LARGE)
 		return cls == KSLAB_CLASSES && n <= kslab_large_bytes(heap, page) &&
 		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
@@ -168,7 +183,7 @@ static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n,
 		return;
 	page = kslab_page_map_find(&heap->map, (uintptr_t)p);
 	if (page->state != KSLAB_PAGE_IDLE &&
-	    (!kslab_is_power_of_two(align) || !is_right_size(heap, page, align, n))) {
+	    (!kslab_is_power_of_two(align) || !is_right_size(heap, page, p, align, n))) {
 		size_t bytes;
 
 		/* Another fault, if there is one, comes first. */
@@ -250,7 +265,9 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 		got += take_many(heap, n, count - got, out + got);
 		if (got == count)
 			break;
-		out[got] = kslab_heap_malloc_fast(heap, n); /* makes a page, or says why not */
+		/* Makes a page, or says why not. */
+		out[got] = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n) :
+						    kslab_heap_alloc_any(heap, n, 1, 0, KSLAB_CALLER());
 		if (out[got] == NULL)
 			break;
 		got++;
@@ -260,8 +277,12 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 
 void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptrs[])
 {
-	for (size_t i = 0; i < count; i++)
-		kslab_heap_free_fast(heap, ptrs[i]);
+	for (size_t i = 0; i < count; i++) {
+		if (heap->debug_level == 0)
+			kslab_heap_free_fast(heap, ptrs[i]);
+		else
+			kslab_heap_free_slow(heap, ptrs[i], NULL, KSLAB_CALLER());
+	}
 }
 
 bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count)

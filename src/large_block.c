@@ -2,6 +2,7 @@
  * large_block.c - owns blocks above the size classes: page runs with a descriptor of their own.
  * Rank: 5.  Runs: any CPU, any level, no zone entered.
  */
+#include "debug.h"
 #include "heap.h"
 #include "page_list.h"
 
@@ -115,6 +116,8 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	if (pages > UINT32_MAX)
 		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
 	if (align_pages == 1 && (page = reuse(heap, pages, n)) != NULL) {
+		if (heap->debug_level != 0)
+			kslab_debug_large_verify(heap, page);
 		if (flags & KSLAB_ZERO)
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
@@ -158,6 +161,13 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 
 	if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
 		return false;
+	if (heap->debug_level != 0) {
+		/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
+		kslab_heap_unlock(heap, &state);
+		kslab_debug_large_verify(heap, page);
+		if (!kslab_heap_lock(heap, &state))
+			return false;
+	}
 	sound = kslab_page_list_is_sound(page);
 	if (sound) {
 		kslab_page_list_remove(&heap->large, page);
@@ -211,6 +221,8 @@ bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_
 	/* Of several frees at once exactly one wins. */
 	if (!KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL))
 		return false;
+	if (heap->debug_level != 0)
+		kslab_debug_large_retire(heap, page);
 	kslab_large_release_deferred(heap);
 	for (page = keep(heap, page); page != NULL; page = next) {
 		next = page->mail_next;

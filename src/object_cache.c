@@ -4,6 +4,7 @@
  * Source: the object caches of Bonwick 1994; here free objects keep their constructed state because the
  * allocator never touches them.
  */
+#include "debug.h"
 #include "heap.h"
 #include "inject.h"
 
@@ -27,6 +28,8 @@ enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_ca
 	slot = (size + align - 1) & ~(align - 1);
 	if (slot > heap->max_page_bytes)
 		return KSLAB_BAD_ARGUMENT;
+	if (heap->debug_level != 0)
+		slot = kslab_debug_cache_slot(heap, size, align);
 	memset(cache, 0, sizeof(*cache));
 	cache->heap = heap;
 	cache->name = name;
@@ -54,6 +57,12 @@ void *kslab_cache_alloc(struct kslab_cache *cache)
 
 	if (kslab_inject_object(heap, KSLAB_INJECT_CACHE, false))
 		return kslab_heap_fail(heap, KSLAB_INJECTED);
+	if (KSLAB_UNLIKELY(heap->debug_level != 0)) {
+		object = kslab_heap_alloc_slow(heap, &request);
+		if (object != NULL)
+			kslab_debug_issue(heap, object, &request, cache->size, 1);
+		return object;
+	}
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
 	if (KSLAB_LIKELY(zone != NULL)) {
@@ -88,13 +97,15 @@ struct ending {
 static void look_for_live(void *ctx, const struct kslab_page *page)
 {
 	struct ending *ending = ctx;
-	uint32_t live = kslab_page_live(page);
+	const struct kslab_heap *heap = ending->cache->heap;
+	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(heap, page);
 
 	if (live != 0 && ending->report.count == 0) {
 		for (uint32_t i = 0; i < page->slots; i++) {
 			const struct kslab_bits *bits = &page->bits[i / KSLAB_WORD_BITS];
 
-			if (!((bits->avail | bits->freed | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(i))) {
+			if (!((bits->avail | bits->freed | KSLAB_LOAD_RELAXED(&bits->remote) |
+			       kslab_debug_held(heap, page, i / KSLAB_WORD_BITS)) & kslab_bit(i))) {
 				ending->report.object = (const void *)(page->data + (uintptr_t)i * page->sc->size);
 				break;
 			}
@@ -133,6 +144,8 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 			page = own->sc.full.head;
 		if (page != NULL) {
 			/* Forced: the live objects are declared free. */
+			if (zone->heap->debug_level != 0)
+				kslab_debug_prepare(zone->heap, page, own->sc.size, own->cache, KSLAB_NOWAIT);
 			for (unsigned i = 0; i < (page->slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS; i++) {
 				kslab_page_harvest_word(&zone->owner, page, i);
 				KSLAB_STORE_RELAXED(&page->bits[i].freed, ~(kslab_word)0);
@@ -178,6 +191,8 @@ enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache)
 		kslab_report_fault(cache->heap, &ending.report);
 		return KSLAB_BAD_ARGUMENT;
 	}
+	if (cache->heap->debug_level >= 2)
+		kslab_debug_flush(cache->heap);
 	kslab_heap_each_zone(cache->heap, end_zone, &ending);
 	unlink_cache(cache);
 	return KSLAB_OK;
@@ -188,6 +203,8 @@ size_t kslab_cache_destroy_forced(struct kslab_cache *cache)
 	struct ending ending = { cache, { .fault = KSLAB_FAULT_LIVE_OBJECTS } };
 
 	kslab_heap_each_zone(cache->heap, count_zone, &ending);
+	if (cache->heap->debug_level >= 2)
+		kslab_debug_flush(cache->heap);
 	kslab_heap_each_zone(cache->heap, end_zone, &ending);
 	unlink_cache(cache);
 	return ending.report.count;

@@ -37,25 +37,47 @@ void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base)
 	map->limit = KSLAB_CFG_TOP_ENTRIES;
 }
 
-bool kslab_page_map_step_aside(struct kslab_page_map *map)
+/* First and last top entry that has a leaf; false: they are too far apart for the side window, or it is taken. */
+static bool fits_aside(const struct kslab_page_map *map, size_t *first, size_t *last)
 {
-	size_t first = map->limit, last = 0;
-
+	*first = map->limit;
+	*last = 0;
 	for (size_t top = 0; top < map->limit; top++) {
-		uintptr_t address = map->base + (uintptr_t)top * LEAF_SPAN;
-
-		if (map->top[top] == biased(address, nobody_leaf))
+		if (map->top[top] == biased(map->base + (uintptr_t)top * LEAF_SPAN, nobody_leaf))
 			continue;
-		first = top < first ? top : first;
-		last = top;
+		*first = top < *first ? top : *first;
+		*last = top;
 	}
-	if (map->side[0] != 0 || first > last || last - first >= KSLAB_SIDE_ENTRIES)
-		return false;
+	return map->side[0] == 0 && *first <= *last && *last - *first < KSLAB_SIDE_ENTRIES;
+}
+
+bool kslab_page_map_can_step_aside(const struct kslab_page_map *map)
+{
+	size_t first, last;
+
+	return fits_aside(map, &first, &last);
+}
+
+void kslab_page_map_step_aside(struct kslab_page_map *map)
+{
+	size_t first, last;
+
+	if (!fits_aside(map, &first, &last))
+		return;
 	map->side_base = map->base + (uintptr_t)first * LEAF_SPAN;
 	for (size_t i = 0; i < KSLAB_SIDE_ENTRIES; i++)
 		map->side[i] = first + i <= last ? map->top[first + i] :
 						   biased(map->side_base + (uintptr_t)i * LEAF_SPAN, nobody_leaf);
-	return true;
+}
+
+void kslab_page_map_join_side(struct kslab_page_map *map)
+{
+	for (size_t i = 0; i < KSLAB_SIDE_ENTRIES; i++) {
+		size_t top = kslab_page_map_top_index(map, map->side_base + (uintptr_t)i * LEAF_SPAN);
+
+		if (top < map->limit)
+			KSLAB_STORE_RELEASE(&map->top[top], map->side[i]);
+	}
 }
 
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
@@ -106,11 +128,20 @@ void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t byte
 
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
 {
-	for (uintptr_t a = start; a - start < bytes; a += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT) {
+	const uintptr_t grain = (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT;
+	uintptr_t leafless;
+
+	for (size_t done = 0; done < bytes;) {
+		uintptr_t a = start + done;
 		const struct kslab_page *page = kslab_page_map_find(map, a);
 
 		if (page != &kslab_page_nobody && page != &kslab_page_released)
 			return false;
+		/* Where there is no leaf, all of its span is free: a region may be far larger than what is in use. */
+		if (kslab_page_map_lacks_leaf(map, a, 1, &leafless))
+			done += LEAF_SPAN - (a & (LEAF_SPAN - 1));
+		else
+			done += grain - (a & (grain - 1));
 	}
 	return true;
 }

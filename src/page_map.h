@@ -62,10 +62,14 @@ void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base);
 
 /*
  * The window turned out to lie in the wrong place: make what it holds the side window, so that it can be placed
- * again. Return: false: there is a side window already, or the leaves span more than one. While only one CPU is
- * online, under the heap lock.
+ * again. Possible once, and if its leaves span no more than the side window. While only one CPU is online, under
+ * the heap lock.
  */
-bool kslab_page_map_step_aside(struct kslab_page_map *map);
+bool kslab_page_map_can_step_aside(const struct kslab_page_map *map);
+void kslab_page_map_step_aside(struct kslab_page_map *map);
+
+/* Where the new window overlaps the side window, both lead to the same leaves. */
+void kslab_page_map_join_side(struct kslab_page_map *map);
 
 /* True if [start, start + bytes) lies inside the window, or inside the side window. */
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes);

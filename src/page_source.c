@@ -64,17 +64,28 @@ void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_
 	heap->window_placed = true;
 }
 
-bool kslab_source_covers(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+/* A heap that began on a static array of the kernel's image can move its window once, early in the boot. */
+static bool can_move_window(const struct kslab_heap *heap)
+{
+	return heap->cpus_online <= 1 && kslab_page_map_can_step_aside(&heap->map);
+}
+
+bool kslab_source_can_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	if (bytes > KSLAB_WINDOW_BYTES - ((uint64_t)1 << KSLAB_CFG_LEAF_SHIFT))
+		return heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes);
+	return !heap->window_placed || kslab_page_map_covers(&heap->map, address, bytes) || can_move_window(heap);
+}
+
+void kslab_source_cover(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
 	kslab_source_place_window(heap, address, bytes);
 	if (kslab_page_map_covers(&heap->map, address, bytes))
-		return true;
-	/* A heap that began on a static array of the kernel's image, and now gets the first memory elsewhere. */
-	if (heap->cpus_online > 1 || !kslab_page_map_step_aside(&heap->map))
-		return false;
+		return;
+	kslab_page_map_step_aside(&heap->map);
 	heap->window_placed = false;
 	kslab_source_place_window(heap, address, bytes);
-	return kslab_page_map_covers(&heap->map, address, bytes);
+	kslab_page_map_join_side(&heap->map);
 }
 
 static void count_pages(struct kslab_heap *heap, size_t pages)
@@ -125,7 +136,6 @@ static bool holds(const struct kslab_heap *heap, uintptr_t address, size_t bytes
 
 bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	address &= ~(uintptr_t)(heap->page_bytes - 1);
 	if (holds(heap, address, bytes))
 		return true;
 	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap)
@@ -163,9 +173,10 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 		if (kslab_source_is_known(heap, address, bytes)) {
 			what = "page source: page is in use already";
 			give_back = false;
-		} else if (!kslab_source_covers(heap, address, bytes)) {
+		} else if (!kslab_source_can_cover(heap, address, bytes)) {
 			what = "page source: page outside the window";
 		} else {
+			kslab_source_cover(heap, address, bytes);
 			count_pages(heap, pages);
 		}
 		kslab_heap_unlock(heap, &state);

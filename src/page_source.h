@@ -63,7 +63,9 @@ void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_
 /* True if a heap, this one or another, holds any of the pages. Under the lock. */
 bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
-/* True if the window (placed by the first call) covers a range; early in the boot it can move once. Under the lock. */
-bool kslab_source_covers(struct kslab_heap *heap, uintptr_t address, size_t bytes);
+/* Does the window cover a range, or could it, by being placed or (early in the boot, once) moved? Under the lock. */
+bool kslab_source_can_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
+/* Place or move it, if need be; after a yes of the above. */
+void kslab_source_cover(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
 #endif

@@ -5,6 +5,7 @@
  * Limbo is a zone without a CPU: it owns the pages of CPUs that went offline, and is operated by whoever holds
  * the heap lock. Pages that are QUEUED when their CPU goes wait in its parked zone until their mail arrives.
  */
+#include "debug.h"
 #include "heap.h"
 #include "page_list.h"
 #include "tally.h"
@@ -102,10 +103,14 @@ static void unlock_reporting(struct kslab_heap *heap, struct kslab_lock_state *s
 	struct kslab_owner *owner = &heap->limbo->owner;
 	uintptr_t late = owner->late;
 	size_t late_count = owner->late_count;
+	struct kslab_page *corrupt = owner->corrupt;
 
 	owner->late = 0;
 	owner->late_count = 0;
+	owner->corrupt = NULL;
 	kslab_heap_unlock(heap, state);
+	if (corrupt != NULL && corrupt->state == KSLAB_PAGE_FENCED)
+		kslab_fence_report(heap, corrupt, NULL);
 	if (late != 0)
 		kslab_heap_report_late(heap, late, late_count, NULL);
 }
@@ -229,6 +234,8 @@ bool kslab_heap_relieve(struct kslab_heap *heap)
 	if (KSLAB_PORT_IN_NMI())
 		return false;
 	kslab_large_release_deferred(heap);
+	if (heap->debug_level >= 2)
+		kslab_debug_flush(heap);
 	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
 	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u); /* ask the others; theirs comes too late for this call */
 	return released != 0;
@@ -241,6 +248,8 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 	if (heap->state != KSLAB_HEAP_READY)
 		return 0;
 	kslab_large_release_deferred(heap);
+	if (heap->debug_level >= 2)
+		kslab_debug_flush(heap);
 	released = reclaim_here(heap, pages);
 	if (released < pages)
 		released += reclaim_limbo(heap, pages - released);
@@ -358,6 +367,8 @@ void kslab_heap_idle(struct kslab_heap *heap)
 			KSLAB_PORT_UNPIN();
 			continue;
 		}
+		if (heap->debug_level != 0)
+			kslab_fence_mail(heap, zone);
 		kslab_sc_drain(&zone->owner);
 		kslab_heap_leave(heap, zone, KSLAB_CALLER());
 	}

@@ -106,47 +106,13 @@ void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page)
 	}
 }
 
-/* Cache word i of the page, and take its first slot. */
-static void *issue(struct kslab_sc *sc, struct kslab_page *page, unsigned i, kslab_word word)
-{
-	struct kslab_bits *bits = &page->bits[i];
-
-	sc->hint = (uint16_t)i;
-	sc->word = &bits->avail;
-	sc->base = page->data + (uintptr_t)i * KSLAB_WORD_BITS * sc->size;
-	/* avail first: whoever reads the bit gone from freed (acquire) finds it in avail, or issued. */
-	KSLAB_STORE_RELAXED(&bits->avail, word);
-	KSLAB_STORE_RELEASE(&bits->freed, kslab_page_tail(page, i));
-	return kslab_sc_pop(sc);
-}
-
-/* Next free slot of the current page, cyclically from the word it was at. */
-static void *next_in_page(struct kslab_owner *owner, struct kslab_sc *sc)
-{
-	struct kslab_page *page = sc->page;
-	unsigned words = kslab_page_words(page), i = sc->hint;
-
-	for (unsigned n = 0; n < words; n++) {
-		kslab_word word;
-
-		/* A word is harvested before it is issued from, so that a late double free can't hit a new object. */
-		kslab_page_harvest_word(owner, page, i);
-		word = KSLAB_LOAD_RELAXED(&page->bits[i].freed) & ~kslab_page_tail(page, i);
-		if (word != 0)
-			return issue(sc, page, i, word);
-		if (++i == words)
-			i = 0;
-	}
-	return NULL;
-}
-
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 {
 	for (;;) {
 		struct kslab_page *page = sc->page;
 
 		if (page != NULL) {
-			void *object = next_in_page(owner, sc);
+			void *object = kslab_sc_next_word(owner, sc);
 
 			if (KSLAB_LIKELY(object != NULL))
 				return object;

@@ -173,9 +173,11 @@ static bool test_irq(struct kslab_selftest *out)
 
 /* ---- the page source ------------------------------------------------------------------------------------ */
 
-#define SINGLES 16u
-#define RUNS (SINGLES + 4u)
+#define RUNS 20u
 #define ROUNDS 4u
+
+/* Lengths: after each longer run a single page comes, which must not lie inside. */
+static const uint8_t lengths[RUNS] = { 1, 1, 2, 1, 1, 3, 1, 1, 4, 1, 1, 8, 1, 1, 1, 1, 1, 1, 1, 1 };
 
 struct source_test {
 	struct testing_port *port;
@@ -183,13 +185,6 @@ struct source_test {
 	size_t pages[RUNS];
 	bool gave_back; /* some runs have gone back while others are held */
 };
-
-static size_t length_of(unsigned i)
-{
-	static const uint8_t longer[] = { 2, 3, 4, 8 };
-
-	return i < SINGLES ? 1 : longer[i - SINGLES];
-}
 
 /* Judge one run by its address. */
 static bool accept(struct source_test *test, uintptr_t address, size_t pages)
@@ -246,7 +241,7 @@ static bool test_contents(struct source_test *test)
 static bool take_run(struct source_test *test, unsigned i, bool must)
 {
 	const struct kslab_config *config = test->port->config;
-	size_t pages = length_of(i);
+	size_t pages = lengths[i];
 	uintptr_t address = (uintptr_t)config->alloc_pages(config->source_ctx, pages);
 
 	if (address == 0)
@@ -275,7 +270,7 @@ static bool test_rounds(struct source_test *test)
 	for (unsigned round = 0; round < ROUNDS; round++) {
 		test->gave_back = false;
 		for (unsigned i = 0; i < RUNS; i++) {
-			if (!take_run(test, i, i < SINGLES && had[i]))
+			if (!take_run(test, i, lengths[i] == 1 && had[i]))
 				return false;
 			had[i] = had[i] || test->run[i] != 0;
 			if (!had[0])
@@ -290,7 +285,7 @@ static bool test_rounds(struct source_test *test)
 		if (!test_contents(test))
 			return false;
 		for (unsigned i = round % 2; i < RUNS; i += 2)
-			if (!take_run(test, i, i < SINGLES && had[i]))
+			if (!take_run(test, i, lengths[i] == 1 && had[i]))
 				return false;
 		if (!test_contents(test))
 			return false;

@@ -12,8 +12,8 @@
  */
 #include <kslab/observe.h>
 
+#include "debug.h"
 #include "heap.h"
-#include "snapshot.h"
 
 /* One run from the page source. */
 struct kslab_mark_block {
@@ -24,14 +24,14 @@ struct kslab_mark_block {
 };
 
 /* Some words of a page's live bits; `count` words follow. A large block has none. */
-struct record {
+struct kslab_mark_record {
 	uintptr_t data;  /* first slot of the page, or the large block */
 	uint32_t size;   /* slot size; 0: a large block */
 	uint16_t first;  /* number of the first word */
 	uint16_t count;
 };
 
-#define RECORD_WORDS ((sizeof(struct record) + sizeof(kslab_word) - 1) / sizeof(kslab_word))
+#define RECORD_WORDS ((sizeof(struct kslab_mark_record) + sizeof(kslab_word) - 1) / sizeof(kslab_word))
 /* Blocks are made of so many base pages if the source has them, else of one. */
 #define BLOCK_PAGES 4u
 
@@ -112,12 +112,13 @@ static bool judge_page(const struct kslab_heap *heap, const struct kslab_page *p
 }
 
 /* In the order of a bit's way, so that a slot on its way is not taken for live (heap.c, memory order). */
-static kslab_word live_word(const struct kslab_page *page, unsigned i)
+static kslab_word live_word(const struct kslab_heap *heap, const struct kslab_page *page, unsigned i)
 {
 	kslab_word free = KSLAB_LOAD_ACQUIRE(&page->bits[i].remote);
 
 	free |= KSLAB_LOAD_ACQUIRE(&page->bits[i].freed);
 	free |= KSLAB_LOAD_RELAXED(&page->bits[i].avail);
+	free |= kslab_debug_held(heap, page, i);
 	return ~(free | kslab_page_tail(page, i));
 }
 
@@ -173,7 +174,7 @@ static enum kslab_reason add_block(struct kslab_mark *mark)
 }
 
 /* A record with `count` words behind it, in this block or the next; NULL: there is none. */
-static struct record *add_record(const struct kslab_heap *heap, struct kslab_mark_block **at, unsigned want,
+static struct kslab_mark_record *add_record(const struct kslab_heap *heap, struct kslab_mark_block **at, unsigned want,
 				 unsigned *count)
 {
 	for (; *at != NULL; *at = (*at)->next) {
@@ -181,7 +182,7 @@ static struct record *add_record(const struct kslab_heap *heap, struct kslab_mar
 		size_t room = block_room(heap, block) - block->words;
 
 		if (room >= RECORD_WORDS + (want != 0)) {
-			struct record *record = (struct record *)&block->data[block->words];
+			struct kslab_mark_record *record = (struct kslab_mark_record *)&block->data[block->words];
 
 			*count = want < room - RECORD_WORDS ? want : (unsigned)(room - RECORD_WORDS);
 			block->words += RECORD_WORDS + *count;
@@ -198,7 +199,7 @@ static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at, c
 	unsigned words = size != 0 ? kslab_page_words(page) : 0, first = 0, count;
 
 	do {
-		struct record *record = add_record(mark->heap, at, words - first, &count);
+		struct kslab_mark_record *record = add_record(mark->heap, at, words - first, &count);
 		kslab_word *copy;
 
 		if (record == NULL)
@@ -209,7 +210,7 @@ static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at, c
 		record->count = (uint16_t)count;
 		copy = (kslab_word *)record + RECORD_WORDS;
 		for (unsigned i = 0; i < count; i++) {
-			copy[i] = live_word(page, first + i);
+			copy[i] = live_word(mark->heap, page, first + i);
 			mark->objects += kslab_popcount(copy[i]);
 			for (kslab_word w = copy[i]; mark->heap->debug_level >= 2 && w != 0; w &= w - 1)
 				note_sequence(mark, page, (first + i) * KSLAB_WORD_BITS + kslab_ctz(w));
@@ -299,18 +300,18 @@ struct cursor {
 	size_t word;
 };
 
-static const struct record *current(struct cursor *cursor)
+static const struct kslab_mark_record *current(struct cursor *cursor)
 {
 	while (cursor->block != NULL && cursor->word >= cursor->block->words) {
 		cursor->block = cursor->block->next;
 		cursor->word = 0;
 	}
-	return cursor->block != NULL ? (const struct record *)&cursor->block->data[cursor->word] : NULL;
+	return cursor->block != NULL ? (const struct kslab_mark_record *)&cursor->block->data[cursor->word] : NULL;
 }
 
-static const struct record *step(struct cursor *cursor)
+static const struct kslab_mark_record *step(struct cursor *cursor)
 {
-	const struct record *record = current(cursor);
+	const struct kslab_mark_record *record = current(cursor);
 
 	if (record != NULL)
 		cursor->word += RECORD_WORDS + record->count;
@@ -321,7 +322,7 @@ static const struct record *step(struct cursor *cursor)
 static kslab_word word_at_mark(const struct kslab_page_map *map, struct cursor *cursor,
 			       const struct kslab_page *page, uint32_t size, unsigned i)
 {
-	const struct record *record = current(cursor);
+	const struct kslab_mark_record *record = current(cursor);
 
 	while (record != NULL && (is_before(map, record->data, page->data) ||
 				  (record->data == page->data && record->first + record->count <= i && size != 0)))
@@ -352,7 +353,7 @@ static bool compare_page(struct difference *difference, struct cursor *cursor, c
 	const uintptr_t newest = difference->mark->sequence;
 
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
-		kslab_word live = live_word(page, i), old = word_at_mark(&heap->map, cursor, page, size, i);
+		kslab_word live = live_word(heap, page, i), old = word_at_mark(&heap->map, cursor, page, size, i);
 
 		for (; live != 0; live &= live - 1) {
 			uint32_t index = i * KSLAB_WORD_BITS + kslab_ctz(live);

@@ -2,6 +2,7 @@
  * stats.c - owns the figures of a heap, and slabinfo as text.
  * Rank: 6.  Runs anywhere; exact on a quiet heap. Reads only.
  */
+#include "debug.h"
 #include "heap.h"
 #include "print.h"
 
@@ -16,7 +17,7 @@ static void sum_page(void *ctx, const struct kslab_page *page)
 {
 	struct class_sum *sum = ctx;
 	struct kslab_class_stats *out = sum->out;
-	uint32_t live = kslab_page_live(page);
+	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(sum->heap, page);
 	size_t bytes = (size_t)page->pages << sum->heap->page_shift;
 
 	out->live += live;

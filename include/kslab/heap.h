@@ -48,10 +48,7 @@ struct kslab_zone {
 	struct kslab_page *spare[KSLAB_SPARE_BLOCKS]; /* [o] freed large blocks, kept whole; oldest first */
 	size_t spare_run;             /* [o] base pages in them */
 	struct kslab_zone *lingering; /* [l] next zone without a CPU that still holds QUEUED pages */
-	uintptr_t reserved[(128 - (4 + KSLAB_SPARE_BLOCKS) * sizeof(uintptr_t) - 8 -
-			    sizeof(struct kslab_zone_counters)) /
-			   sizeof(uintptr_t)];
-	struct kslab_sc sc[KSLAB_CLASSES];
+	struct kslab_sc sc[KSLAB_CLASSES] __attribute__((aligned(64)));
 };
 
 /* Address -> descriptor. top[i] is biased: top[i] + (address >> GRAIN_SHIFT) * sizeof(pointer) is the entry. */
@@ -101,6 +98,17 @@ struct kslab_meta {
 	size_t unmarked;                   /* chunks that are not marked yet */
 };
 
+/* Objects that were freed at debug level 2, oldest first, from head on round the ring. All [l] but ring. */
+struct kslab_quarantined {
+	uintptr_t object;
+	size_t bytes;
+};
+struct kslab_quarantine {
+	struct kslab_quarantined *ring; /* [a] NULL: not made yet, or never */
+	size_t capacity, max_bytes;     /* [I] */
+	size_t head, count, bytes;
+};
+
 /* What the observers add up. All [a], relaxed. */
 struct kslab_tally {
 	size_t failed[KSLAB_REASON_COUNT];   /* calls that failed, by reason; wrap */
@@ -120,7 +128,7 @@ struct kslab_heap {
 	uint32_t state; /* 0, or KSLAB_HEAP_READY */
 	unsigned page_shift;
 	size_t page_bytes, max_page_bytes, min_align, max_pages, purge_bytes;
-	unsigned debug_level;
+	unsigned debug_level, debug_flags;
 	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES]; /* object page length in base pages */
 	uint8_t use_class[KSLAB_CLASSES]; /* class that serves requests of this one; KSLAB_CLASSES: none */
 	void *(*alloc_pages)(void *ctx, size_t pages);
@@ -131,6 +139,7 @@ struct kslab_heap {
 	void *report_ctx;
 	bool window_placed;    /* map.base is valid */
 	bool packs;            /* objects above a page need not be page aligned */
+	uint8_t grain_shift, leaf_shift, levels; /* knobs of config.h, for debuggers (tests/gdb/kslab.py) */
 
 	/* shared */
 	struct kslab_lock lock;       /* [a] */
@@ -160,6 +169,9 @@ struct kslab_heap {
 	uint32_t cpus_online;         /* [l] */
 	struct kslab_tally tally;     /* [a] */
 	struct kslab_injecting inject; /* what shall fail */
+	struct kslab_quarantine quarantine;
+	uintptr_t debug_serial;       /* [a] of the newest object at level 2 */
+	size_t fenced_pages;          /* [a] object pages behind the fence */
 	struct kslab_zone boot_zone;  /* CPU 0, level 0 */
 } __attribute__((aligned(64)));
 

@@ -25,6 +25,15 @@ extern "C" {
 /* ---- start and end ------------------------------------------------------------------------------------ */
 
 #define KSLAB_RETAIN_NONE ((size_t)-1)
+#define KSLAB_QUARANTINE_NONE ((size_t)-1)
+
+#define KSLAB_DEBUG_ZERO_ON_FREE (1u << 0)  /* free objects hold zero instead of KSLAB_DEBUG_FREE_BYTE */
+#define KSLAB_DEBUG_ZERO_ON_ALLOC (1u << 1) /* new objects hold zero instead of KSLAB_DEBUG_NEW_BYTE */
+
+/* What memory holds at debug level 1 and above. */
+#define KSLAB_DEBUG_FREE_BYTE 0x6bu    /* a free object */
+#define KSLAB_DEBUG_NEW_BYTE 0xa7u     /* an object that was not written to yet */
+#define KSLAB_DEBUG_REDZONE_BYTE 0xbbu /* behind the bytes that were asked for */
 
 /* All zero is a valid configuration but for the page source: give callbacks, or add a region. */
 struct kslab_config {
@@ -61,6 +70,11 @@ struct kslab_config {
 	kslab_report_fn report; /* NULL: the machine stops (see kslab_default_report) */
 	void *report_ctx;
 	unsigned debug_level;   /* raises KSLAB_CFG_DEBUG */
+
+	/* Debug levels 1 and 2. */
+	unsigned debug_flags;      /* KSLAB_DEBUG_ZERO_... */
+	size_t quarantine_objects; /* level 2: freed objects that are held back; 0: 256; KSLAB_QUARANTINE_NONE */
+	size_t quarantine_bytes;   /* and at most so many bytes of them, but one object at least; 0: 256 KiB */
 };
 
 extern struct kslab_heap kslab_default_heap;
@@ -124,7 +138,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
 
 /* ---- allocate and free -------------------------------------------------------------------------------- */
 
-#define KSLAB_ZERO (1u << 0)    /* all usable bytes are zero */
+#define KSLAB_ZERO (1u << 0)    /* the n bytes asked for are zero */
 #define KSLAB_NOWAIT (1u << 1)  /* the callbacks are not called; regions are */
 #define KSLAB_RESERVE (1u << 2) /* the emergency pages may be used */
 
@@ -324,6 +338,8 @@ struct kslab_check_result {
 	const void *page;       /* where: first byte of the page, or NULL */
 	const struct kslab_page *descriptor;
 	size_t object_pages, live_objects, free_objects, large_blocks; /* what was looked at */
+	const void *object;     /* debug level 1: the damaged object, or NULL */
+	size_t offset;          /* of its first bad byte */
 };
 
 /*

@@ -15,6 +15,10 @@
  *   KSLAB_PORT_IN_NMI()           nonzero where a lock may only be tried (an NMI, a machine check).
  *   KSLAB_PORT_RELAX()            a hint inside spin loops.
  *
+ *   KSLAB_PORT_POISON(mem, bytes)    debug levels 1 and 2, for a memory checker (KASAN, AddressSanitizer,
+ *   KSLAB_PORT_UNPOISON(mem, bytes)  Valgrind): no client may touch these bytes; they are a client's, and not set.
+ *                                 kslab itself looks at poisoned bytes: compile it without the checker.
+ *
  * Also expected from the kernel, because compilers expect them: memcpy, memset, memmove, memcmp.
  */
 #ifndef KSLAB_PORT_H
@@ -62,6 +66,11 @@ void kslab_port_irq_restore(uintptr_t state);
 #else
 #define KSLAB_PORT_RELAX() __asm__ volatile("" ::: "memory")
 #endif
+#endif
+
+#ifndef KSLAB_PORT_POISON
+#define KSLAB_PORT_POISON(mem, bytes) ((void)(mem), (void)(bytes))
+#define KSLAB_PORT_UNPOISON(mem, bytes) ((void)(mem), (void)(bytes))
 #endif
 
 #ifdef __cplusplus

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: MIT
+ * fence.c - owns the fence round bad pages: descriptors and links that a wild write has hit (misuse row 23).
+ * Rank: 5.  Runs: the functions with a zone for whoever has entered it; the others anywhere.
+ *
+ * At debug level 1 the page that a slow path is about to use is looked at first: geometry against its class, bits
+ * (I1, I2, I3) against its state, links of the list ends that will be written. No pointer of a descriptor is
+ * followed before it is known to lead to a descriptor. If anything is wrong, what links and counts say is worth
+ * nothing: the lists of the zone are made anew from the page map, which lies elsewhere. A page that contradicts
+ * itself goes behind the fence: no slots, no list, frees refused with CORRUPT_METADATA; its memory goes back when
+ * the heap ends. What can't be mended: a broken chain of mail loses the remote frees of the pages behind the
+ * break, until their pages are used again.
+ */
+#include "debug.h"
+#include "page_list.h"
+
+/* ---- is a pointer what it claims to be? ----------------------------------------------------------------- */
+
+static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
+{
+	uintptr_t address = (uintptr_t)pointer;
+
+	if ((address & 63) != 0 || address == 0)
+		return false;
+	if (kslab_page_map_find(&heap->map, address) == &kslab_page_metadata)
+		return true;
+	if (heap->meta.unmarked == 0)
+		return false;
+	for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
+		if (!chunk->marked && address - chunk->address < chunk->pages << heap->page_shift)
+			return true;
+	return false;
+}
+
+static bool is_zone(const struct kslab_heap *heap, const struct kslab_owner *owner)
+{
+	return owner == &heap->boot_zone.owner || is_metadata(heap, owner);
+}
+
+/* A class allocator of this very zone. */
+static bool is_sc_of(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_sc *sc)
+{
+	const struct kslab_sc *own;
+
+	for (unsigned i = 0; (own = kslab_zone_sc(heap, zone, i)) != NULL; i++)
+		if (own == sc)
+			return true;
+	return false;
+}
+
+/* Both links lead to descriptors that lead back. */
+static bool is_sound(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return is_metadata(heap, page->next) && is_metadata(heap, page->prev) && kslab_page_list_is_sound(page);
+}
+
+/* ---- is a page sound in itself? ------------------------------------------------------------------------- */
+
+static const char *check_geometry(const struct kslab_heap *heap, const struct kslab_sc *sc,
+				  const struct kslab_page *page)
+{
+	size_t bytes = (size_t)page->pages << heap->page_shift;
+
+	if (bytes == 0 || (page->data & (heap->page_bytes - 1)) != 0 ||
+	    kslab_page_map_find(&heap->map, page->data) != page ||
+	    kslab_page_map_find(&heap->map, page->data + (bytes - 1)) != page ||
+	    kslab_page_map_find(&heap->map, page->data + bytes) == page)
+		return "corrupt metadata: a page's address contradicts the page map";
+	if (page->slots == 0 || page->slots > kslab_divide(bytes, sc->size) ||
+	    page->inverse != kslab_page_inverse(sc->size) || page->rotate != kslab_ctz(sc->size))
+		return "corrupt metadata: the slots of a page contradict its class";
+	return NULL;
+}
+
+const char *kslab_fence_geometry(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner);
+
+	if (!is_zone(heap, (const struct kslab_owner *)(owner & ~KSLAB_TAG_MASK)))
+		return "corrupt metadata: the owner of a page is none";
+	/* sc lies in its zone, or for a cache in metadata of its own. */
+	if ((uintptr_t)page->sc - (owner & ~KSLAB_TAG_MASK) >= sizeof(struct kslab_zone) &&
+	    (!(owner & KSLAB_TAG_CACHE) || !is_metadata(heap, page->sc)))
+		return "corrupt metadata: the class of a page is none";
+	if (page->sc->size == 0)
+		return "corrupt metadata: the class of a page is none";
+	return check_geometry(heap, page->sc, page);
+}
+
+static const char *check_bits(const struct kslab_sc *sc, const struct kslab_page *page)
+{
+	bool has_free = false, has_live = false;
+
+	for (unsigned i = 0; i < kslab_page_words(page); i++) {
+		const struct kslab_bits *bits = &page->bits[i];
+		kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed), avail = KSLAB_LOAD_RELAXED(&bits->avail);
+		kslab_word tail = kslab_page_tail(page, i);
+
+		if (avail & freed)
+			return "corrupt metadata: a slot is free twice"; /* I1 */
+		if ((freed & tail) != tail)
+			return "corrupt metadata: bits past the last slot are not set"; /* I3 */
+		if (avail != 0 && sc->word != &bits->avail)
+			return "corrupt metadata: slots are available outside the current word"; /* I2 */
+		has_free = has_free || ((avail | freed) & ~tail) != 0;
+		has_live = has_live || ~(avail | freed) != 0;
+	}
+	/* I4 */
+	if ((page->state == KSLAB_PAGE_EMPTY && has_live) || (page->state == KSLAB_PAGE_FULL && has_free) ||
+	    (page->state == KSLAB_PAGE_PARTIAL && !(has_free && has_live)))
+		return "corrupt metadata: the bits of a page contradict its list";
+	return NULL;
+}
+
+/* A page that the lists of a zone lead to. Return: NULL, or what is wrong. */
+static const char *check_page(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page *page)
+{
+	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner);
+	const char *what;
+
+	if ((owner & ~KSLAB_TAG_MASK) != (uintptr_t)&zone->owner ||
+	    ((owner & KSLAB_TAG_FULL) != 0) != (page->state == KSLAB_PAGE_FULL))
+		return "corrupt metadata: the owner of a page contradicts its list";
+	if (!is_sc_of(heap, zone, page->sc))
+		return "corrupt metadata: the class of a page is none";
+	if (page->state < KSLAB_PAGE_CURRENT || page->state > KSLAB_PAGE_EMPTY ||
+	    (page->state == KSLAB_PAGE_CURRENT) != (page->sc->page == page))
+		return "corrupt metadata: the state of a page contradicts its class";
+	what = check_geometry(heap, page->sc, page);
+	return what != NULL ? what : check_bits(page->sc, page);
+}
+
+/* ---- the fence ------------------------------------------------------------------------------------------ */
+
+static void fence(struct kslab_zone *zone, struct kslab_page *page, uintptr_t address, const char *what)
+{
+	/* A freer that queues it late needs an owner to mail it to; the drain finds no slots to harvest. */
+	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)&zone->owner | KSLAB_TAG_DEBUG);
+	page->state = KSLAB_PAGE_FENCED;
+	page->slots = 0;
+	page->data = address;
+	kslab_page_disarm(page);
+	page->prev = (struct kslab_page *)(uintptr_t)what; /* until it is reported */
+	page->next = zone->owner.corrupt;
+	zone->owner.corrupt = page;
+	KSLAB_FETCH_ADD_RELAXED(&zone->heap->fenced_pages, (size_t)1);
+}
+
+/* Calls fn for every page of the map, with the address where it begins. */
+static void each_page(struct kslab_heap *heap, uintptr_t base, size_t leaves,
+		      void (*fn)(void *ctx, struct kslab_page *page, uintptr_t address), void *ctx)
+{
+	const struct kslab_page *last = NULL;
+
+	for (size_t i = 0; i < leaves; i++) {
+		uintptr_t address = base + ((uintptr_t)i << KSLAB_CFG_LEAF_SHIFT), missing;
+
+		if (kslab_page_map_lacks_leaf(&heap->map, address, 1, &missing)) {
+			last = NULL;
+			continue;
+		}
+		for (size_t n = 0; n < KSLAB_LEAF_ENTRIES; n++, address += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT) {
+			struct kslab_page *page = kslab_page_map_find(&heap->map, address);
+
+			if (page != last && page != &kslab_page_nobody && page != &kslab_page_released &&
+			    page != &kslab_page_metadata)
+				fn(ctx, page, address);
+			last = page;
+		}
+	}
+}
+
+static void each_mapped(struct kslab_heap *heap,
+			void (*fn)(void *ctx, struct kslab_page *page, uintptr_t address), void *ctx)
+{
+	each_page(heap, heap->map.base, heap->map.limit, fn, ctx);
+	if (heap->map.side[0] != 0)
+		each_page(heap, heap->map.side_base, KSLAB_SIDE_ENTRIES, fn, ctx);
+}
+
+static void relink(struct kslab_zone *zone, struct kslab_page *page)
+{
+	struct kslab_sc *sc = page->sc;
+
+	page->next = page->prev = NULL;
+	sc->pages++;
+	if (page->state == KSLAB_PAGE_PARTIAL)
+		kslab_page_list_insert_tail(&sc->partial, page);
+	else if (page->state == KSLAB_PAGE_FULL)
+		kslab_page_list_insert_tail(&sc->full, page);
+	if (page->state != KSLAB_PAGE_EMPTY)
+		return;
+	kslab_page_list_insert_tail(&sc->empty, page);
+	sc->empty_pages++;
+	zone->owner.empty_run += page->pages;
+}
+
+struct rebuild {
+	struct kslab_heap *heap;
+	struct kslab_zone *zone;
+};
+
+/* Back into its list, behind the fence, or none of ours. */
+static void sort_page(void *ctx, struct kslab_page *page, uintptr_t address)
+{
+	struct rebuild *rebuild = ctx;
+	struct kslab_heap *heap = rebuild->heap;
+	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner), zone = owner & ~KSLAB_TAG_MASK;
+	const char *what;
+
+	if (page->state == KSLAB_PAGE_FENCED || owner == kslab_large_tag(heap) || zone == 0)
+		return;
+	if (zone != (uintptr_t)rebuild->zone) {
+		/* Somebody else's, who looks by himself; or nobody's. */
+		if (!is_zone(heap, (const struct kslab_owner *)zone))
+			fence(rebuild->zone, page, address, "corrupt metadata: the owner of a page is none");
+		return;
+	}
+	if (page->state == KSLAB_PAGE_IDLE)
+		return; /* about to be inserted or released */
+	what = check_page(heap, rebuild->zone, page);
+	if (what == NULL) {
+		relink(rebuild->zone, page);
+		return;
+	}
+	if (is_sc_of(heap, rebuild->zone, page->sc) && page->sc->page == page) {
+		page->sc->page = NULL;
+		page->sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+	}
+	fence(rebuild->zone, page, address, what);
+}
+
+static void mend(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	struct rebuild rebuild = { heap, zone };
+	struct kslab_sc *sc;
+
+	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+		/* A current page that does not know it any more would not be met as such below. */
+		if (sc->page != NULL && check_page(heap, zone, sc->page) != NULL) {
+			sc->page = NULL;
+			sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+		}
+		sc->partial.head = sc->full.head = sc->empty.head = NULL;
+		sc->pages = sc->empty_pages = 0;
+	}
+	zone->owner.empty_run = 0;
+	each_mapped(heap, sort_page, &rebuild);
+}
+
+/* ---- before a slow path --------------------------------------------------------------------------------- */
+
+/* The ends of a list, which an insertion or the removal of its first page writes. */
+static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list *list)
+{
+	return list->head == NULL || (is_metadata(heap, list->head) && is_sound(heap, list->head));
+}
+
+static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc)
+{
+	return has_sound_ends(heap, &sc->partial) && has_sound_ends(heap, &sc->full) &&
+	       has_sound_ends(heap, &sc->empty);
+}
+
+/* Take the mail out, drop what is no sound page, put the rest back. Return: true: all was well. */
+static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	struct kslab_page *page, *next;
+	bool sound = true;
+
+	if (KSLAB_LOAD_RELAXED(&zone->owner.mailbox) == NULL)
+		return true;
+	page = KSLAB_EXCHANGE_ACQUIRE(&zone->owner.mailbox, (struct kslab_page *)NULL);
+	for (; page != NULL; page = next) {
+		struct kslab_page *head = KSLAB_LOAD_RELAXED(&zone->owner.mailbox);
+
+		if (!is_metadata(heap, page))
+			return false; /* the rest of the chain is lost */
+		next = page->mail_next;
+		if (page->state == KSLAB_PAGE_FENCED)
+			continue;
+		if (check_page(heap, zone, page) != NULL ||
+		    (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page))) {
+			sound = false;
+			if (check_page(heap, zone, page) != NULL)
+				continue;
+		}
+		do {
+			page->mail_next = head;
+		} while (!KSLAB_CAS_RELEASE(&zone->owner.mailbox, &head, page));
+	}
+	return sound;
+}
+
+void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	if (!sift_mail(heap, zone))
+		mend(heap, zone);
+}
+
+void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	if (!sift_mail(heap, zone) || !has_sound_lists(heap, sc) ||
+	    (sc->page != NULL && check_page(heap, zone, sc->page) != NULL) ||
+	    (sc->partial.head != NULL && check_page(heap, zone, sc->partial.head) != NULL) ||
+	    (sc->empty.head != NULL && check_page(heap, zone, sc->empty.head) != NULL))
+		mend(heap, zone);
+}
+
+bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index)
+{
+	kslab_word freed = KSLAB_LOAD_RELAXED(&page->bits[index / KSLAB_WORD_BITS].freed) | kslab_bit(index);
+
+	/* Only these two change lists (kslab_sc_free_local). */
+	if (page->state != KSLAB_PAGE_FULL && freed != ~(kslab_word)0 && page->state < KSLAB_PAGE_FULL &&
+	    page->state != KSLAB_PAGE_IDLE)
+		return true;
+	if (check_page(heap, zone, page) != NULL ||
+	    (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page)) || !has_sound_lists(heap, page->sc))
+		mend(heap, zone);
+	return page->state != KSLAB_PAGE_FENCED;
+}
+
+void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	if (!has_sound_ends(heap, &sc->empty) || !is_sound(heap, sc->empty.head->prev) ||
+	    check_page(heap, zone, sc->empty.head->prev) != NULL)
+		mend(heap, zone);
+}
+
+static bool is_list_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page_list *list)
+{
+	const struct kslab_page *page = list->head;
+
+	if (page != NULL && !is_metadata(heap, page))
+		return false;
+	for (; page != NULL; page = kslab_page_list_after(list, page))
+		if (!is_sound(heap, page) || check_page(heap, zone, page) != NULL)
+			return false;
+	return true;
+}
+
+void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	bool sound = sift_mail(heap, zone);
+	struct kslab_sc *sc;
+
+	for (unsigned i = 0; sound && (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+		sound = (sc->page == NULL || check_page(heap, zone, sc->page) == NULL) &&
+			is_list_sound(heap, zone, &sc->partial) && is_list_sound(heap, zone, &sc->full) &&
+			is_list_sound(heap, zone, &sc->empty);
+	}
+	if (!sound)
+		mend(heap, zone);
+}
+
+/* ---- report, and the end -------------------------------------------------------------------------------- */
+
+/* Bytes of the map from an address on that lead to a descriptor. */
+static size_t mapped_bytes(const struct kslab_heap *heap, const struct kslab_page *page, uintptr_t address)
+{
+	uintptr_t end = address;
+
+	while (kslab_page_map_find(&heap->map, end) == page)
+		end += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT;
+	return end - address;
+}
+
+void kslab_fence_report(struct kslab_heap *heap, struct kslab_page *page, const void *caller)
+{
+	struct kslab_page *next;
+
+	for (; page != NULL; page = next) {
+		struct kslab_report report = { .fault = KSLAB_FAULT_CORRUPT_METADATA,
+					       .pointer = page,
+					       .page = (const void *)page->data,
+					       .page_bytes = mapped_bytes(heap, page, page->data),
+					       .caller = caller,
+					       .what = (const char *)page->prev };
+
+		next = page->next;
+		page->next = page->prev = NULL;
+		kslab_report_fault(heap, &report);
+	}
+}
+
+static void release_fenced(void *ctx, struct kslab_page *page, uintptr_t address)
+{
+	struct kslab_heap *heap = ctx;
+	size_t bytes = mapped_bytes(heap, page, address);
+
+	if (page->state != KSLAB_PAGE_FENCED)
+		return;
+	kslab_page_map_set(&heap->map, address, bytes, &kslab_page_released);
+	kslab_source_free(heap, address, bytes >> heap->page_shift);
+}
+
+void kslab_fence_release(struct kslab_heap *heap)
+{
+	if (KSLAB_LOAD_RELAXED(&heap->fenced_pages) != 0)
+		each_mapped(heap, release_fenced, heap);
+}

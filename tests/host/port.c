@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: MIT
+ * port.c - owns the host under kslab: address space as memory, threads as CPUs, fork, the report
+ * on standard error.
+ * Runs: Linux with glibc, any thread, before constructors too; nothing in here may call malloc.
+ *
+ * Threads. A thread's first allocation gives it the lowest free CPU number, and takes that CPU
+ * online. At its end a thread-specific destructor takes the CPU offline and frees the number. What
+ * other destructors still allocate after that, and what threads beyond the last number allocate,
+ * comes from the shared CPU, one thread at a time (shared_lock). Frees need no CPU at all.
+ *
+ * Fork. Only the forking thread lives on in the child, perhaps while others were inside the heap:
+ * what they own (their zones, their numbers) is left alone for ever, and every lock is taken
+ * across the fork, so that what is shared is whole. Frees of their objects work as from any other
+ * CPU.
+ *
+ * Lock order: start_lock, shared_lock (or global_lock), numbers_lock, irq_lock, heap lock.
+ */
+#define _GNU_SOURCE
+#include "../../src/page_source.h" /* kslab_heap_lock */
+#include "host.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#if !KSLAB_HOST_GLOBAL_LOCK && KSLAB_CFG_CPUS < 4
+#error "KSLAB_CFG_CPUS: threads need at least 4 (two are reserved), or KSLAB_HOST_GLOBAL_LOCK"
+#endif
+
+#define WINDOW_ALIGN ((size_t)1 << KSLAB_CFG_LEAF_SHIFT)
+#define WINDOW_BYTES ((size_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
+#define SPINS_BEFORE_YIELD 32u
+
+__thread unsigned kslab_host_cpu __attribute__((tls_model("initial-exec"))) = KSLAB_HOST_NO_CPU;
+
+static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool started; /* [a] set once, under start_lock */
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+/* The heap asks for this between any two instructions of a program: errno is the program's. */
+static void purge(void *ctx, void *mem, size_t bytes)
+{
+	int saved = errno;
+
+	(void)ctx;
+	madvise(mem, bytes, MADV_DONTNEED);
+	errno = saved;
+}
+
+static void *map_aligned(size_t bytes)
+{
+	char *p = mmap(NULL, bytes + WINDOW_ALIGN, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t head;
+
+	if (p == MAP_FAILED)
+		return NULL;
+	head = -(uintptr_t)p & (WINDOW_ALIGN - 1);
+	if (head)
+		munmap(p, head);
+	munmap(p + head + bytes, WINDOW_ALIGN - head);
+	return p + head;
+}
+
+void *kslab_host_reserve(size_t *bytes)
+{
+	size_t want = *bytes & ~(WINDOW_ALIGN - 1);
+	struct rlimit limit;
+	void *p;
+
+	/* Under a limit on address space, stacks and libraries need their share. */
+	if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY)
+		while (want > limit.rlim_cur / 4 * 3 && want > WINDOW_ALIGN)
+			want /= 2;
+	for (; want >= WINDOW_ALIGN; want /= 2) {
+		p = map_aligned(want);
+		if (p) {
+			*bytes = want;
+			return p;
+		}
+	}
+	return NULL;
+}
+
+struct kslab_config kslab_host_config(void *base)
+{
+	return (struct kslab_config){
+		.min_align = 16,
+		.window_base = (uintptr_t)base,
+		.purge = purge,
+		.report = kslab_host_report,
+	};
+}
+
+/* Spins a little before it sleeps: the heap lock is held for a microsecond. */
+static pthread_mutex_t irq_lock = PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP;
+
+uintptr_t kslab_host_irq_save(void)
+{
+	pthread_mutex_lock(&irq_lock);
+	return 0;
+}
+
+void kslab_host_irq_restore(uintptr_t state)
+{
+	(void)state;
+	pthread_mutex_unlock(&irq_lock);
+}
+
+void kslab_host_relax(void)
+{
+	static __thread unsigned spins __attribute__((tls_model("initial-exec")));
+
+	if (++spins % SPINS_BEFORE_YIELD == 0)
+		sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+	else
+		__builtin_ia32_pause();
+#endif
+}
+
+/* ---- threads as CPUs ----------------------------------------------------------------------- */
+
+#if KSLAB_HOST_GLOBAL_LOCK
+
+static pthread_mutex_t global_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void kslab_host_enter_slow(void)
+{
+	kslab_host_start();
+	pthread_mutex_lock(&global_lock);
+}
+
+void kslab_host_exit_slow(void)
+{
+	pthread_mutex_unlock(&global_lock);
+}
+
+void kslab_host_leave(void) {}
+
+static void threads_start(void)
+{
+	kslab_host_cpu = 0;
+}
+
+static void threads_lock(void)
+{
+	pthread_mutex_lock(&global_lock);
+}
+
+static void threads_unlock(void)
+{
+	pthread_mutex_unlock(&global_lock);
+}
+
+#else
+
+#define NUMBERS KSLAB_HOST_SHARED_CPU /* for threads of their own: 0 .. NUMBERS - 1 */
+
+static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool shared_online; /* under shared_lock */
+static pthread_mutex_t numbers_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t taken[NUMBERS / 64 + 1]; /* under numbers_lock */
+static pthread_key_t end_key;
+static __thread bool has_left __attribute__((tls_model("initial-exec")));
+
+/* Return: the lowest free number, or NUMBERS. */
+static unsigned number_take(void)
+{
+	unsigned number = 0;
+
+	pthread_mutex_lock(&numbers_lock);
+	while (number < NUMBERS && ~taken[number / 64] == 0)
+		number += 64;
+	if (number < NUMBERS)
+		number += (unsigned)__builtin_ctzll(~taken[number / 64]);
+	if (number < NUMBERS)
+		taken[number / 64] |= (uint64_t)1 << (number % 64);
+	else
+		number = NUMBERS;
+	pthread_mutex_unlock(&numbers_lock);
+	return number;
+}
+
+static void number_give(unsigned number)
+{
+	pthread_mutex_lock(&numbers_lock);
+	taken[number / 64] &= ~((uint64_t)1 << (number % 64));
+	pthread_mutex_unlock(&numbers_lock);
+}
+
+/* A number of its own for this thread, online. Return: false: no number or no memory left. */
+static bool arrive(void)
+{
+	unsigned number = number_take();
+
+	if (number == NUMBERS)
+		return false;
+	kslab_host_cpu = number;
+	/* CPU 0 came online with the heap, and stays when its thread ends. */
+	if (number && kslab_cpu_online(number)) {
+		kslab_host_cpu = KSLAB_HOST_NO_CPU;
+		number_give(number);
+		return false;
+	}
+	/*
+	 * May allocate, which works by now. Any value but NULL makes the destructor run; if it
+	 * can't be set, the number stays taken when the thread is gone, and nothing else is wrong.
+	 */
+	(void)pthread_setspecific(end_key, &end_key);
+	return true;
+}
+
+void kslab_host_leave(void)
+{
+	unsigned number = kslab_host_cpu;
+
+	if (number >= NUMBERS)
+		return;
+	if (number)
+		kslab_cpu_offline(number);
+	kslab_host_cpu = KSLAB_HOST_NO_CPU;
+	number_give(number);
+}
+
+static void thread_ends(void *unused)
+{
+	(void)unused;
+	has_left = true;
+	kslab_host_leave();
+}
+
+void kslab_host_enter_slow(void)
+{
+	if (!kslab_host_start() || kslab_host_cpu != KSLAB_HOST_NO_CPU)
+		return;
+	if (!has_left && arrive())
+		return;
+	pthread_mutex_lock(&shared_lock);
+	kslab_host_cpu = KSLAB_HOST_SHARED_CPU;
+	if (!shared_online)
+		shared_online = kslab_cpu_online(KSLAB_HOST_SHARED_CPU) == KSLAB_OK;
+}
+
+void kslab_host_exit_slow(void)
+{
+	kslab_host_cpu = KSLAB_HOST_NO_CPU;
+	pthread_mutex_unlock(&shared_lock);
+}
+
+/* The thread that makes the heap is its CPU 0. */
+static void threads_start(void)
+{
+	taken[0] |= 1;
+	kslab_host_cpu = 0;
+	pthread_key_create(&end_key, thread_ends);
+	pthread_setspecific(end_key, &end_key);
+}
+
+static void threads_lock(void)
+{
+	pthread_mutex_lock(&shared_lock);
+	pthread_mutex_lock(&numbers_lock);
+}
+
+static void threads_unlock(void)
+{
+	pthread_mutex_unlock(&numbers_lock);
+	pthread_mutex_unlock(&shared_lock);
+}
+
+#endif
+
+/* ---- start and fork ------------------------------------------------------------------------ */
+
+static struct kslab_lock_state fork_state;
+
+static void fork_prepare(void)
+{
+	pthread_mutex_lock(&start_lock);
+	threads_lock();
+	kslab_heap_lock(&kslab_default_heap, &fork_state);
+}
+
+static void fork_parent(void)
+{
+	kslab_heap_unlock(&kslab_default_heap, &fork_state);
+	threads_unlock();
+	pthread_mutex_unlock(&start_lock);
+}
+
+/* Those who waited for the heap lock are not here: their tickets would never be served. */
+static void fork_child(void)
+{
+	struct kslab_lock *lock = &kslab_default_heap.lock;
+
+	lock->next = lock->serving + 1;
+	fork_parent();
+}
+
+static bool start_heap(void)
+{
+	size_t bytes = WINDOW_BYTES;
+	void *window = kslab_host_reserve(&bytes);
+	struct kslab_config config = kslab_host_config(window);
+
+	if (!window)
+		return false;
+	threads_start();
+	if (kslab_init(&config) == KSLAB_OK && kslab_add_region(window, bytes) == KSLAB_OK)
+		return true;
+	munmap(window, bytes);
+	return false;
+}
+
+bool kslab_host_start(void)
+{
+	static bool tried;
+	bool first = false;
+
+	if (__atomic_load_n(&started, __ATOMIC_ACQUIRE))
+		return true;
+	pthread_mutex_lock(&start_lock);
+	if (!tried) {
+		tried = true;
+		first = start_heap();
+		__atomic_store_n(&started, first, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&start_lock);
+	/*
+	 * Handlers run backwards before a fork: ours, registered by the first malloc, are the
+	 * last, when no other one can want memory any more. Registering may allocate, so it has to
+	 * come after the start.
+	 */
+	if (first)
+		pthread_atfork(fork_prepare, fork_parent, fork_child);
+	return __atomic_load_n(&started, __ATOMIC_ACQUIRE);
+}
+
+/* ---- words on standard error, without stdio ------------------------------------------------ */
+
+struct text {
+	int fd;
+	size_t used;
+	char bytes[512];
+};
+
+static void text_flush(struct text *text)
+{
+	const char *at = text->bytes;
+
+	while (text->used) {
+		ssize_t n = write(text->fd, at, text->used);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		at += n;
+		text->used -= (size_t)n;
+	}
+	text->used = 0;
+}
+
+static void text_char(void *ctx, char c)
+{
+	struct text *text = ctx;
+
+	text->bytes[text->used++] = c;
+	if (text->used == sizeof(text->bytes))
+		text_flush(text);
+}
+
+static void text_string(struct text *text, const char *s)
+{
+	while (*s)
+		text_char(text, *s++);
+}
+
+static void text_number(struct text *text, uintptr_t value, unsigned base)
+{
+	char digits[3 * sizeof(value)];
+	unsigned n = 0;
+
+	do
+		digits[n++] = "0123456789abcdef"[value % base];
+	while (value /= base);
+	if (base == 16)
+		text_string(text, "0x");
+	while (n)
+		text_char(text, digits[--n]);
+}
+
+static void text_address(struct text *text, const char *name, const void *address)
+{
+	if (!address)
+		return;
+	text_string(text, name);
+	text_number(text, (uintptr_t)address, 16);
+}
+
+/* kslab: double free: 0x..., object 0x... of 64 bytes, CPU 0, caller 0x... (what) */
+void kslab_host_report(void *ctx, const struct kslab_report *report)
+{
+	const char *policy = getenv("KSLAB_REPORT");
+	struct text text = { .fd = STDERR_FILENO };
+	int saved = errno;
+
+	(void)ctx;
+	text_string(&text, "kslab: ");
+	text_string(&text, kslab_fault_name(report->fault));
+	text_string(&text, ": ");
+	text_number(&text, (uintptr_t)report->pointer, 16);
+	text_address(&text, ", object ", report->object);
+	if (report->object_bytes) {
+		text_string(&text, " of ");
+		text_number(&text, report->object_bytes, 10);
+		text_string(&text, " bytes");
+	}
+	if (report->count) {
+		text_string(&text, ", count ");
+		text_number(&text, report->count, 10);
+	}
+	text_string(&text, ", CPU ");
+	text_number(&text, report->cpu, 10);
+	text_address(&text, ", caller ", report->caller);
+	text_address(&text, ", allocated by ", report->alloc_caller);
+	text_address(&text, ", freed by ", report->free_caller);
+	if (report->what) {
+		text_string(&text, " (");
+		text_string(&text, report->what);
+		text_string(&text, ")");
+	}
+	text_char(&text, '\n');
+	text_flush(&text);
+	if (!policy || strcmp(policy, "log"))
+		abort();
+	errno = saved;
+}
+
+void kslab_host_print(int fd)
+{
+	struct text text = { .fd = fd };
+
+	text_string(&text, "kslab: process ");
+	text_number(&text, (uintptr_t)getpid(), 10);
+	text_char(&text, '\n');
+	kslab_print(text_char, &text);
+	text_flush(&text);
+}

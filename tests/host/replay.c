@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: MIT
+ * replay.c - owns the playing back of a trace (format: recorder.c) with whatever malloc is linked
+ * or preloaded.
+ * Runs: host program, one thread.
+ *
+ * replay [-c] [-i] [-n times] trace...
+ *   -c  check: every object is aligned, keeps its contents, and is zero where promised
+ *   -i  inform only: what is in the trace, without playing it
+ *   -n  play it that many times (1)
+ * Prints one line per trace, and exits with 1 at the first broken promise.
+ *
+ * Own memory comes from mmap, and is touched before the clock and the resident size are read, so
+ * that the figures are the allocator's. Without -c the first byte of every object and of every
+ * further 4096 is written, as a program would.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum op { OP_MALLOC, OP_FREE, OP_REALLOC, OP_SPECIAL };
+
+struct step {
+	uint64_t size;
+	uint32_t slot;
+	uint8_t op;
+	uint8_t align_shift; /* OP_SPECIAL: 0 = zeroed */
+};
+
+struct object {
+	unsigned char *p;
+	uint64_t size;
+	unsigned char seed; /* of its contents */
+};
+
+struct trace {
+	const char *name;
+	struct step *steps;
+	size_t count;
+	size_t slots;
+};
+
+/* What a trace asks for. */
+struct summary {
+	size_t calls[4];
+	uint64_t live_bytes, peak_bytes;
+	size_t live, peak;
+};
+
+static _Noreturn void die(const char *name, const char *what, size_t at)
+{
+	fprintf(stderr, "replay: %s: %s (operation %zu)\n", name, what, at);
+	exit(1);
+}
+
+static void *own_memory(size_t bytes)
+{
+	void *p = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("memory", strerror(errno), 0);
+	return p;
+}
+
+/* ---- reading ------------------------------------------------------------------------------- */
+
+struct reader {
+	const unsigned char *at, *end;
+};
+
+static bool read_varint(struct reader *r, uint64_t *value)
+{
+	unsigned shift = 0;
+
+	*value = 0;
+	while (r->at < r->end && shift < 64) {
+		unsigned char byte = *r->at++;
+
+		*value |= (uint64_t)(byte & 127) << shift;
+		if (byte < 128)
+			return true;
+		shift += 7;
+	}
+	return false;
+}
+
+static bool read_step(struct reader *r, struct step *step)
+{
+	uint64_t v, slot = 0, align = 0;
+
+	if (!read_varint(r, &v))
+		return false;
+	step->op = (uint8_t)(v & 3);
+	step->size = v >> 2;
+	switch (step->op) {
+	case OP_FREE:
+		slot = v >> 2;
+		step->size = 0;
+		break;
+	case OP_REALLOC:
+		slot = v >> 2;
+		if (!read_varint(r, &step->size))
+			return false;
+		break;
+	default:
+		if (!read_varint(r, &slot))
+			return false;
+	}
+	if (step->op == OP_SPECIAL && (!read_varint(r, &align) || align > 40))
+		return false;
+	step->slot = (uint32_t)slot;
+	step->align_shift = (uint8_t)align;
+	return slot <= UINT32_MAX;
+}
+
+static void load(struct trace *t, const char *path)
+{
+	int fd = open(path, O_RDONLY);
+	struct reader r;
+	struct stat st;
+	uint64_t count, slots;
+	void *file;
+
+	if (fd < 0 || fstat(fd, &st))
+		die(path, strerror(errno), 0);
+	file = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+	if (file == MAP_FAILED)
+		die(path, strerror(errno), 0);
+	close(fd);
+	r.at = file;
+	r.end = r.at + st.st_size;
+	if (st.st_size < 8 || memcmp(r.at, "KSTRACE1", 8))
+		die(path, "not a trace", 0);
+	r.at += 8;
+	if (!read_varint(&r, &count) || !read_varint(&r, &slots) || count > (uint64_t)st.st_size)
+		die(path, "bad header", 0);
+	t->name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+	t->count = count;
+	t->slots = slots;
+	t->steps = own_memory(count * sizeof(*t->steps));
+	for (size_t i = 0; i < count; i++)
+		if (!read_step(&r, &t->steps[i]) || t->steps[i].slot >= slots)
+			die(path, "bad operation", i);
+	if (r.at != r.end)
+		die(path, "bytes behind the last operation", count);
+	munmap(file, (size_t)st.st_size);
+}
+
+/* Also proves that the trace is possible: no slot issued twice, nothing freed that is not live. */
+static struct summary summarize(const struct trace *t)
+{
+	uint64_t *sizes = own_memory(t->slots * sizeof(*sizes)); /* size + 1 of a live object */
+	struct summary s = { 0 };
+
+	for (size_t i = 0; i < t->count; i++) {
+		const struct step *step = &t->steps[i];
+		uint64_t *size = &sizes[step->slot];
+		bool is_new = step->op == OP_MALLOC || step->op == OP_SPECIAL;
+
+		if (is_new == (*size != 0))
+			die(t->name, is_new ? "slot is live" : "slot is not live", i);
+		s.calls[step->op]++;
+		s.live_bytes -= *size ? *size - 1 : 0;
+		s.live_bytes += step->size;
+		s.live += is_new;
+		s.live -= step->op == OP_FREE;
+		*size = step->op == OP_FREE ? 0 : step->size + 1;
+		if (s.live_bytes > s.peak_bytes)
+			s.peak_bytes = s.live_bytes;
+		if (s.live > s.peak)
+			s.peak = s.live;
+	}
+	munmap(sizes, t->slots * sizeof(*sizes));
+	return s;
+}
+
+/* ---- playing ------------------------------------------------------------------------------- */
+
+static void touch(struct object *o)
+{
+	for (uint64_t i = 0; i < o->size; i += 4096)
+		o->p[i] = o->seed;
+}
+
+/* Byte i of an object is seed + i modulo 251: neighbours, and shifted copies, differ. */
+static void fill(struct object *o)
+{
+	unsigned char v = o->seed;
+
+	for (uint64_t i = 0; i < o->size; i++) {
+		o->p[i] = v;
+		v = v == 250 ? 0 : (unsigned char)(v + 1);
+	}
+}
+
+static bool is_filled(const struct object *o, uint64_t bytes)
+{
+	unsigned char v = o->seed;
+
+	for (uint64_t i = 0; i < bytes; i++) {
+		if (o->p[i] != v)
+			return false;
+		v = v == 250 ? 0 : (unsigned char)(v + 1);
+	}
+	return true;
+}
+
+static bool is_zero(const struct object *o)
+{
+	for (uint64_t i = 0; i < o->size; i++)
+		if (o->p[i])
+			return false;
+	return true;
+}
+
+/* glibc aligns all to 16; others only what is large enough to need it. */
+static bool is_aligned(const void *p, uint64_t size, unsigned shift)
+{
+	uintptr_t align = size >= 16 ? 16 : size >= 8 ? 8 : 1;
+
+	if (shift && (uintptr_t)1 << shift > align)
+		align = (uintptr_t)1 << shift;
+	return ((uintptr_t)p & (align - 1)) == 0;
+}
+
+static void *request(const struct step *step)
+{
+	if (step->op == OP_MALLOC)
+		return malloc(step->size);
+	if (step->align_shift)
+		return memalign((size_t)1 << step->align_shift, step->size);
+	return calloc(1, step->size);
+}
+
+static void check_step(const struct trace *t, struct object *objects, size_t i)
+{
+	const struct step *step = &t->steps[i];
+	struct object *o = &objects[step->slot];
+	uint64_t kept = o->size < step->size ? o->size : step->size;
+	void *p;
+
+	switch (step->op) {
+	case OP_FREE:
+		if (!is_filled(o, o->size))
+			die(t->name, "contents changed", i);
+		free(o->p);
+		o->p = NULL;
+		return;
+	case OP_REALLOC:
+		p = realloc(o->p, step->size);
+		if (!p)
+			die(t->name, "out of memory", i);
+		o->p = p;
+		if (!is_filled(o, kept))
+			die(t->name, "contents lost by realloc", i);
+		break;
+	default:
+		o->p = request(step);
+		if (!o->p)
+			die(t->name, "out of memory", i);
+	}
+	o->size = step->size;
+	o->seed = (unsigned char)(i % 251);
+	if (!is_aligned(o->p, o->size, step->op == OP_SPECIAL ? step->align_shift : 0))
+		die(t->name, "misaligned", i);
+	if (malloc_usable_size(o->p) < o->size)
+		die(t->name, "usable size below the size", i);
+	if (step->op == OP_SPECIAL && !step->align_shift && !is_zero(o))
+		die(t->name, "not zeroed", i);
+	fill(o);
+}
+
+static void plain_step(const struct trace *t, struct object *objects, size_t i)
+{
+	const struct step *step = &t->steps[i];
+	struct object *o = &objects[step->slot];
+
+	if (step->op == OP_FREE) {
+		free(o->p);
+		o->p = NULL;
+		return;
+	}
+	o->p = step->op == OP_REALLOC ? realloc(o->p, step->size) : request(step);
+	if (!o->p)
+		die(t->name, "out of memory", i);
+	o->size = step->size;
+	touch(o);
+}
+
+static void play(const struct trace *t, struct object *objects, bool check)
+{
+	for (size_t i = 0; i < t->count; i++)
+		if (check)
+			check_step(t, objects, i);
+		else
+			plain_step(t, objects, i);
+	for (size_t slot = 0; slot < t->slots; slot++) {
+		struct object *o = &objects[slot];
+
+		if (check && o->p && !is_filled(o, o->size))
+			die(t->name, "contents changed", t->count);
+		free(o->p);
+		o->p = NULL;
+	}
+}
+
+static double seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static long peak_kib(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_maxrss;
+}
+
+int main(int argc, char **argv)
+{
+	bool check = false, inform = false;
+	unsigned long times = 1;
+	int opt;
+
+	while ((opt = getopt(argc, argv, "cin:")) != -1) {
+		if (opt == 'c')
+			check = true;
+		else if (opt == 'i')
+			inform = true;
+		else if (opt == 'n')
+			times = strtoul(optarg, NULL, 10);
+		else
+			optind = argc;
+	}
+	if (optind >= argc || !times) {
+		fprintf(stderr, "usage: replay [-c] [-i] [-n times] trace...\n");
+		return 2;
+	}
+	for (; optind < argc; optind++) {
+		struct trace t;
+		struct summary s;
+		struct object *objects;
+		double start, time;
+		long before;
+
+		load(&t, argv[optind]);
+		s = summarize(&t);
+		printf("%s: %zu calls (%zu malloc, %zu free, %zu realloc, %zu special), peak %zu "
+		       "objects %.2f MiB",
+		       t.name, t.count, s.calls[OP_MALLOC], s.calls[OP_FREE], s.calls[OP_REALLOC],
+		       s.calls[OP_SPECIAL], s.peak, (double)s.peak_bytes / 1048576.0);
+		fflush(stdout);
+		if (!inform) {
+			objects = own_memory(t.slots * sizeof(*objects));
+			before = peak_kib();
+			start = seconds();
+			for (unsigned long n = 0; n < times; n++)
+				play(&t, objects, check);
+			time = seconds() - start;
+			printf("; %.2f million calls/s, resident peak +%.2f MiB%s",
+			       (double)(t.count + s.live) * (double)times / time * 1e-6,
+			       (double)(peak_kib() - before) / 1024.0,
+			       check ? ", contents checked" : "");
+		}
+		printf("\n");
+	}
+	return 0;
+}

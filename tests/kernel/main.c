@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: MIT
+ * main.c - owns what the test kernel does: the jobs, one after the other, and their order.
+ * Runs: CPU 0, thread level, interrupts masked.
+ */
+#include <kslab/kslab.h>
+
+#include "arch.h"
+#include "frames.h"
+#include "replay.h"
+#include "smp.h"
+#include "source.h"
+#include "verdict.h"
+
+#define BOOT_REGION_BYTES (256u * 1024)
+#define BOOT_OBJECTS 64u
+#define BOOT_OBJECT_BYTES 200u
+
+static const struct trace *trace; /* of the job that runs */
+
+/* ---- before and after the page source ------------------------------------------------------- */
+
+/*
+ * A heap that begins on a static array and gets frames later: every pointer stays valid. On x86_64
+ * the array lies in the kernel's image, far from the frames in the direct map.
+ */
+static void job_boot(void)
+{
+	static unsigned char region[BOOT_REGION_BYTES];
+	static struct object objects[BOOT_OBJECTS];
+	void *large;
+
+	EXPECT(kslab_init_region(region, sizeof(region)) == KSLAB_OK);
+	for (size_t i = 0; i < BOOT_OBJECTS; i++) {
+		objects[i] =
+			(struct object){ kslab_malloc(BOOT_OBJECT_BYTES), BOOT_OBJECT_BYTES, i };
+		EXPECT(objects[i].mem != NULL);
+		if (objects[i].mem != NULL)
+			object_fill(&objects[i]);
+	}
+	EXPECT(kslab_check(NULL));
+	EXPECT(kslab_malloc(sizeof(region)) == NULL);
+	source_attach();
+	large = kslab_zalloc(sizeof(region));
+	EXPECT(large != NULL);
+	for (size_t i = 0; i < BOOT_OBJECTS; i++) {
+		if (objects[i].mem != NULL)
+			object_check(&objects[i], "boot");
+		kslab_free(objects[i].mem);
+	}
+	kslab_free(large);
+	source_end();
+}
+
+/* ---- misuse --------------------------------------------------------------------------------- */
+
+static void free_wrongly(void *p, enum kslab_fault fault)
+{
+	source_expect(fault);
+	kslab_free(p);
+	if (!source_expected())
+		WRONG("kslab_free(%p): no report of %s\n", p, kslab_fault_name(fault));
+}
+
+/* Each wrong free is refused, reported as what it is, and changes nothing. */
+static void job_misuse(void)
+{
+	unsigned char on_stack = 0, *a, *b;
+
+	source_start(0, 0);
+	a = kslab_malloc(100);
+	b = kslab_malloc(100);
+	EXPECT(a != NULL && b != NULL);
+	if (a != NULL && b != NULL) {
+		free_wrongly(a + 16, KSLAB_FAULT_INTERIOR_POINTER);
+		free_wrongly(&on_stack, KSLAB_FAULT_FOREIGN_POINTER);
+		free_wrongly((void *)8, KSLAB_FAULT_FOREIGN_POINTER);
+		kslab_free(a);
+		free_wrongly(a, KSLAB_FAULT_DOUBLE_FREE);
+		EXPECT(kslab_check(NULL));
+		EXPECT(kslab_usable_size(b) >= 100);
+		kslab_free(b);
+		kslab_free(NULL);
+	}
+	source_end();
+}
+
+/* ---- replays on one CPU --------------------------------------------------------------------- */
+
+/* Every byte of every object is checked. At the peak: the table of all classes. */
+static void job_check_trace(void)
+{
+	struct replay_demand demand;
+	struct replay replay;
+
+	source_start(0, 0);
+	if (replay_open(&replay, trace, REPLAY_PATTERN, 1)) {
+		replay_demand(&replay, &demand);
+		while (replay_step(&replay)) {
+			if (replay.done != demand.peak_call)
+				continue;
+			kprintf("at the peak, call %lu of %lu: %zu KiB asked, %zu KiB in page frames\n",
+				(unsigned long)replay.done, (unsigned long)replay.calls,
+				demand.peak_bytes / 1024, source_frames() * FRAME_BYTES / 1024);
+			kslab_print(kprint_putc, NULL);
+			EXPECT(kslab_check(NULL));
+		}
+		replay_close(&replay);
+	}
+	source_end();
+}
+
+static void replay_timed(void)
+{
+	struct replay replay;
+	uint64_t start = machine_cycles(), ms;
+
+	if (replay_open(&replay, trace, 0, 1)) {
+		while (replay_step(&replay))
+			;
+		replay_close(&replay);
+		ms = (machine_cycles() - start) / arch_cycles_per_ms();
+		ms += ms == 0;
+		kprintf("%-12s %8lu calls %6lu ms %8lu calls/ms\n", trace->name,
+			(unsigned long)replay.calls, (unsigned long)ms,
+			(unsigned long)(replay.calls / ms));
+	}
+}
+
+/* The same without looking at the objects: how fast it goes, reading the trace included. */
+static void job_throughput(void)
+{
+	for (trace = kernel_traces; trace->name != NULL; trace++) {
+		source_start(0, 0);
+		replay_timed();
+		source_end();
+	}
+}
+
+/*
+ * A kernel whose frames come one by one, and which keeps none: larger objects fail, nothing else.
+ */
+static void job_single_frames(void)
+{
+	struct replay replay;
+
+	trace = kernel_traces;
+	source_start(1, KSLAB_RETAIN_NONE);
+	if (replay_open(&replay, trace, REPLAY_PATTERN | REPLAY_MAY_FAIL, 1)) {
+		while (replay_step(&replay))
+			;
+		kprintf("%s: %lu allocations failed for want of longer runs\n", trace->name,
+			(unsigned long)replay.failures);
+		EXPECT(replay.failures < replay.calls / 10);
+		replay_close(&replay);
+	}
+	source_end();
+}
+
+/* A kernel that runs out of memory halfway up, again and again: NULL, and no harm. */
+static void job_out_of_memory(void)
+{
+	struct replay_demand demand;
+	struct replay replay;
+
+	trace = kernel_traces;
+	source_start(0, 0);
+	if (replay_open(&replay, trace, REPLAY_PATTERN | REPLAY_MAY_FAIL, 1)) {
+		replay_demand(&replay, &demand);
+		source_limit(demand.peak_bytes / 2 / FRAME_BYTES);
+		while (replay_step(&replay))
+			;
+		kprintf("%s: %lu allocations failed, %zu runs were refused\n", trace->name,
+			(unsigned long)replay.failures, source_refusals());
+		EXPECT(replay.failures != 0);
+		EXPECT(kslab_last_error() == KSLAB_NO_PAGES);
+		replay_close(&replay);
+	}
+	source_end();
+}
+
+/* ---- all ------------------------------------------------------------------------------------ */
+
+_Noreturn void kernel_main(void)
+{
+	kprintf("kslab %u.%u.%u test kernel: %zu MiB in page frames, %lu ticks/ms\n",
+		KSLAB_VERSION_MAJOR, KSLAB_VERSION_MINOR, KSLAB_VERSION_PATCH,
+		frames_free_count() * FRAME_BYTES >> 20, (unsigned long)arch_cycles_per_ms());
+	verdict_job("boot on a static array", job_boot);
+	verdict_job("misuse is refused and reported", job_misuse);
+	for (trace = kernel_traces; trace->name != NULL; trace++)
+		verdict_job(trace->name, job_check_trace);
+	verdict_job("throughput", job_throughput);
+	verdict_job("single frames, nothing retained", job_single_frames);
+	verdict_job("out of memory", job_out_of_memory);
+#if KERNEL_SMP
+	kprintf("\n%u CPUs\n", smp_start());
+	verdict_job("all traces on all CPUs, interrupts, NMIs, CPUs offline and online", smp_job);
+#endif
+	verdict_end();
+}

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: MIT
+ * replay.c - owns the replay of recorded traces on kslab, and the pattern in the objects.
+ * Runs: as replay.h says.
+ *
+ * Every object is written in its whole requested size, and read again before it is freed or moved:
+ * an object that overlaps another, that is handed out twice or that is not copied by realloc shows
+ * as a wrong byte.
+ */
+#include "replay.h"
+
+#include <kslab/kslab.h>
+
+#include "frames.h"
+#include "libk.h"
+#include "verdict.h"
+
+enum op { OP_MALLOC, OP_FREE, OP_REALLOC, OP_SPECIAL };
+
+struct call {
+	enum op op;
+	size_t slot, size;
+	unsigned align_shift; /* OP_SPECIAL; 0: zeroed */
+};
+
+/* ---- pattern -------------------------------------------------------------------------------- */
+
+#define SEED_FACTOR 0x9e3779b97f4a7c15u
+#define WORD_STEP 0xbf58476d1ce4e5b9u
+#define MIN_ALIGN 8u /* config.min_align's default */
+
+typedef uint64_t __attribute__((may_alias)) pattern_word;
+
+void object_fill(const struct object *object)
+{
+	uint64_t value = object->seed * SEED_FACTOR;
+	pattern_word *word = object->mem;
+	unsigned char *byte;
+
+	for (size_t n = object->size / sizeof(*word); n != 0; n--, value += WORD_STEP)
+		*word++ = value;
+	byte = (unsigned char *)word;
+	for (size_t n = object->size % sizeof(*word); n != 0; n--, value >>= 8)
+		*byte++ = (unsigned char)value;
+}
+
+/*
+ * The first `bytes` bytes hold the pattern. Return: offset of the first word that does not, or
+ * bytes.
+ */
+static size_t first_wrong(const struct object *object, size_t bytes)
+{
+	uint64_t value = object->seed * SEED_FACTOR;
+	const pattern_word *word = object->mem;
+	const unsigned char *byte;
+
+	for (size_t n = 0; n < bytes / sizeof(*word); n++, value += WORD_STEP) {
+		if (word[n] != value)
+			return n * sizeof(*word);
+	}
+	byte = (const unsigned char *)object->mem;
+	for (size_t n = bytes - bytes % sizeof(*word); n < bytes; n++, value >>= 8) {
+		if (byte[n] != (unsigned char)value)
+			return n;
+	}
+	return bytes;
+}
+
+static void check_bytes(const struct object *object, size_t bytes, const char *when)
+{
+	size_t offset = first_wrong(object, bytes);
+
+	if (offset < bytes)
+		WRONG("%s: object %p of %zu bytes changed at offset %zu\n", when, object->mem,
+		      object->size, offset);
+}
+
+void object_check(const struct object *object, const char *when)
+{
+	check_bytes(object, object->size, when);
+}
+
+static void check_zero(const struct object *object)
+{
+	const unsigned char *byte = object->mem;
+
+	for (size_t n = 0; n < object->size; n++) {
+		if (byte[n] != 0) {
+			WRONG("zeroed object %p of %zu bytes is not at offset %zu\n", object->mem,
+			      object->size, n);
+			return;
+		}
+	}
+}
+
+/* The alignment that kslab.h promises for a size. */
+static size_t promised_align(size_t size)
+{
+	if (size > FRAME_BYTES)
+		return FRAME_BYTES;
+	if (size != 0 && (size & (size - 1)) == 0)
+		return size;
+	return size >= MIN_ALIGN ? MIN_ALIGN : 1;
+}
+
+static void check_align(const struct object *object, size_t align, const char *when)
+{
+	if ((uintptr_t)object->mem & (align - 1))
+		WRONG("%s: object %p of %zu bytes is not aligned to %zu\n", when, object->mem,
+		      object->size, align);
+}
+
+/* ---- decoding ------------------------------------------------------------------------------- */
+
+static uint64_t read_varint(struct replay *replay)
+{
+	uint64_t value = 0;
+
+	for (unsigned shift = 0; shift < 64 && replay->at < replay->trace->end; shift += 7) {
+		uint8_t byte = *replay->at++;
+
+		value |= (uint64_t)(byte & 0x7f) << shift;
+		if (!(byte & 0x80))
+			break;
+	}
+	return value;
+}
+
+static void rewind(struct replay *replay)
+{
+	replay->at = replay->trace->begin + 8;
+	replay->calls = read_varint(replay);
+	replay->slots = (size_t)read_varint(replay);
+	replay->done = 0;
+}
+
+static bool read_call(struct replay *replay, struct call *call)
+{
+	uint64_t head;
+
+	if (replay->done == replay->calls)
+		return false;
+	replay->done++;
+	head = read_varint(replay);
+	call->op = (enum op)(head & 3);
+	call->size = (size_t)(head >> 2);
+	call->slot = call->size;
+	if (call->op == OP_REALLOC)
+		call->size = (size_t)read_varint(replay);
+	else if (call->op != OP_FREE)
+		call->slot = (size_t)read_varint(replay);
+	call->align_shift = call->op == OP_SPECIAL ? (unsigned)read_varint(replay) : 0;
+	if (call->slot >= replay->slots) {
+		WRONG("trace %s is damaged at call %lu\n", replay->trace->name,
+		      (unsigned long)replay->done);
+		replay->done = replay->calls;
+		return false;
+	}
+	return true;
+}
+
+bool replay_open(struct replay *replay, const struct trace *trace, unsigned flags, uint64_t seed)
+{
+	static const char magic[8] = { 'K', 'S', 'T', 'R', 'A', 'C', 'E', '1' };
+
+	*replay = (struct replay){ .trace = trace, .flags = flags, .seed = seed };
+	if (trace->end - trace->begin < 10 || memcmp(trace->begin, magic, sizeof(magic)) != 0) {
+		WRONG("trace %s: not a trace\n", trace->name);
+		return false;
+	}
+	rewind(replay);
+	replay->objects_frames =
+		(replay->slots * sizeof(*replay->objects) + FRAME_BYTES - 1) / FRAME_BYTES;
+	replay->objects = frames_alloc(replay->objects_frames);
+	if (replay->objects == NULL) {
+		WRONG("trace %s: no memory for %zu slots\n", trace->name, replay->slots);
+		return false;
+	}
+	memset(replay->objects, 0, replay->objects_frames * FRAME_BYTES);
+	return true;
+}
+
+void replay_demand(struct replay *replay, struct replay_demand *demand)
+{
+	size_t bytes = 0, objects = 0;
+	struct call call;
+
+	*demand = (struct replay_demand){ 0 };
+	while (read_call(replay, &call)) {
+		struct object *object = &replay->objects[call.slot];
+
+		/* seed 1: live */
+		bytes -= object->size;
+		objects -= (size_t)object->seed;
+		object->size = call.op == OP_FREE ? 0 : call.size;
+		object->seed = call.op != OP_FREE;
+		bytes += object->size;
+		objects += (size_t)object->seed;
+		if (bytes > demand->peak_bytes) {
+			demand->peak_bytes = bytes;
+			demand->peak_call = replay->done;
+		}
+		if (objects > demand->peak_objects)
+			demand->peak_objects = objects;
+	}
+	memset(replay->objects, 0, replay->slots * sizeof(*replay->objects));
+	rewind(replay);
+}
+
+/* ---- replaying ------------------------------------------------------------------------------ */
+
+static void failed(struct replay *replay, size_t size)
+{
+	replay->failures++;
+	if (!(replay->flags & REPLAY_MAY_FAIL))
+		WRONG("%s, call %lu: %zu bytes: %s\n", replay->trace->name,
+		      (unsigned long)replay->done, size, kslab_reason_name(kslab_last_error()));
+}
+
+static void release(struct replay *replay, struct object *object)
+{
+	if (object->mem != NULL) {
+		if (replay->pass_on == NULL || !replay->pass_on(replay->ctx, object)) {
+			if (replay->flags & REPLAY_PATTERN)
+				object_check(object, "free");
+			kslab_free(object->mem);
+		}
+	}
+	object->mem = NULL;
+}
+
+static void allocate(struct replay *replay, const struct call *call, struct object *object)
+{
+	size_t align = (size_t)1 << call->align_shift;
+
+	if (object->mem != NULL)
+		WRONG("trace %s: slot %zu used twice\n", replay->trace->name, call->slot);
+	if (call->op == OP_MALLOC || call->op == OP_REALLOC)
+		object->mem = kslab_malloc(call->size);
+	else if (call->align_shift == 0)
+		object->mem = kslab_calloc(1, call->size);
+	else
+		object->mem = kslab_aligned_alloc(align, call->size);
+	object->size = call->size;
+	if (object->mem == NULL) {
+		failed(replay, call->size);
+		return;
+	}
+	if (!(replay->flags & REPLAY_PATTERN))
+		return;
+	check_align(object, align > 1 ? align : promised_align(call->size), "new");
+	if (call->op == OP_SPECIAL && call->align_shift == 0)
+		check_zero(object);
+	object->seed = replay->seed++;
+	object_fill(object);
+}
+
+static void reallocate(struct replay *replay, const struct call *call, struct object *object)
+{
+	size_t kept = object->size < call->size ? object->size : call->size;
+	void *mem;
+
+	if (object->mem == NULL) { /* failed before, or was made size 0 */
+		allocate(replay, call, object);
+		return;
+	}
+	if (replay->flags & REPLAY_PATTERN)
+		object_check(object, "before realloc");
+	mem = kslab_realloc(object->mem, call->size);
+	if (mem == NULL) {
+		if (call->size == 0) {
+			object->mem = NULL;
+			return;
+		}
+		failed(replay, call->size);
+		if (replay->flags & REPLAY_PATTERN)
+			object_check(object, "after a realloc that failed");
+		return;
+	}
+	object->mem = mem;
+	object->size = call->size;
+	if (!(replay->flags & REPLAY_PATTERN))
+		return;
+	check_align(object, promised_align(call->size), "after realloc");
+	check_bytes(object, kept, "after realloc");
+	object->seed = replay->seed++;
+	object_fill(object);
+}
+
+bool replay_step(struct replay *replay)
+{
+	struct object *object;
+	struct call call;
+
+	if (!read_call(replay, &call))
+		return false;
+	object = &replay->objects[call.slot];
+	switch (call.op) {
+	case OP_MALLOC:
+	case OP_SPECIAL:
+		allocate(replay, &call, object);
+		break;
+	case OP_FREE:
+		release(replay, object);
+		break;
+	case OP_REALLOC:
+		reallocate(replay, &call, object);
+		break;
+	}
+	return true;
+}
+
+void replay_close(struct replay *replay)
+{
+	for (size_t i = 0; i < replay->slots; i++)
+		release(replay, &replay->objects[i]);
+	frames_free(replay->objects, replay->objects_frames);
+	replay->objects = NULL;
+}

@@ -1,0 +1,736 @@
+/* SPDX-License-Identifier: MIT
+ * test_kmalloc.c - owns the tests of the malloc-shaped interface.
+ */
+#include "testing.h"
+
+#include <kslab/kmalloc.h>
+
+#include "size_class.h"
+
+static struct testing t;
+static const struct kslab_config defaults = { 0 };
+static const struct kslab_config frames = { .max_page_bytes = 4096 };
+
+/* Dirt for the next allocation: what a slot holds must not matter. */
+static void dirty(size_t n)
+{
+	void *object = kslab_heap_malloc(&t.heap, n);
+
+	memset(object, 0xff, kslab_heap_usable_size(&t.heap, object));
+	kslab_heap_free(&t.heap, object);
+}
+
+static bool is_filled(const unsigned char *mem, unsigned char byte, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (mem[i] != byte)
+			return false;
+	return true;
+}
+
+/* ---- sizes -------------------------------------------------------------------------------------- */
+
+static void test_size_0_gives_distinct_objects_that_can_be_freed(void **state)
+{
+	void *objects[100];
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (unsigned i = 0; i < 100; i++) {
+		objects[i] = kslab_heap_malloc(&t.heap, 0);
+		assert_non_null(objects[i]);
+		for (unsigned k = 0; k < i; k++)
+			assert_ptr_not_equal(objects[i], objects[k]);
+	}
+	for (unsigned i = 0; i < 100; i++)
+		kslab_heap_free(&t.heap, objects[i]);
+	kslab_heap_free(&t.heap, NULL);
+	testing_end(&t);
+}
+
+static void test_usable_size_is_good_size_for_every_size_and_all_of_it_can_be_used(void **state)
+{
+	static const struct kslab_config configs[] = { { 0 }, { .max_page_bytes = 4096 }, { .min_align = 16 } };
+
+	(void)state;
+	for (size_t c = 0; c < TESTING_COUNT(configs); c++) {
+		testing_begin(&t, &configs[c]);
+		for (size_t n = 0; n <= 70000; n += n < 5000 ? 1 : 997) {
+			unsigned char *object = kslab_heap_malloc(&t.heap, n);
+			unsigned char *other = kslab_heap_malloc(&t.heap, n);
+			size_t usable = kslab_heap_usable_size(&t.heap, object);
+
+			assert_true(usable >= n && usable != 0);
+			if (usable != kslab_heap_good_size(&t.heap, n))
+				fail_msg("size %zu: usable %zu, good %zu", n, usable,
+					 kslab_heap_good_size(&t.heap, n));
+			/* A good size is a fixed point. */
+			assert_int_equal(kslab_heap_good_size(&t.heap, usable), usable);
+			memset(other, 0x11, usable);
+			memset(object, 0x22, usable);
+			assert_true(is_filled(other, 0x11, usable));
+			kslab_heap_free(&t.heap, object);
+			kslab_heap_free(&t.heap, other);
+		}
+		assert_int_equal(kslab_heap_good_size(&t.heap, SIZE_MAX), 0);
+		assert_int_equal(kslab_heap_usable_size(&t.heap, NULL), 0);
+		testing_end(&t);
+	}
+}
+
+static void test_sizes_up_to_the_end_of_the_address_space_fail_with_too_large(void **state)
+{
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (unsigned bit = 34; bit < 8 * sizeof(size_t); bit++) {
+		size_t n = (size_t)1 << bit;
+
+		for (size_t d = 0; d < 3; d++) {
+			assert_null(kslab_heap_malloc(&t.heap, n - 1 + d));
+			assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+		}
+	}
+	for (size_t d = 0; d < 9000; d += d < 20 ? 1 : 997) {
+		assert_null(kslab_heap_malloc(&t.heap, SIZE_MAX - d));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+		assert_null(kslab_heap_zalloc(&t.heap, SIZE_MAX - d));
+		assert_null(kslab_heap_aligned_alloc(&t.heap, 65536, SIZE_MAX - d));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+		assert_null(kslab_heap_realloc(&t.heap, NULL, SIZE_MAX - d));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+		assert_int_equal(kslab_heap_good_size(&t.heap, SIZE_MAX - d), 0);
+	}
+	assert_int_equal(t.source.alloc_calls, 0);
+	testing_end(&t);
+}
+
+/* ---- alignment ---------------------------------------------------------------------------------- */
+
+static void test_every_size_is_aligned_as_promised(void **state)
+{
+	static const size_t page_sizes[] = { 4096, 16384, 65536 };
+
+	(void)state;
+	for (size_t p = 0; p < TESTING_COUNT(page_sizes); p++) {
+		for (size_t align = 8; align <= 16; align *= 2) {
+			struct kslab_config config = { .page_bytes = page_sizes[p], .min_align = align };
+			void *objects[7];
+
+			testing_begin_with(&t, &config, 1024, true);
+			for (size_t n = 1; n <= 140000; n += n < 4200 ? 1 : n / 3) {
+				for (unsigned i = 0; i < 7; i++) {
+					objects[i] = kslab_heap_malloc(&t.heap, n);
+					assert_non_null(objects[i]);
+					if (n >= align && (uintptr_t)objects[i] % align != 0)
+						fail_msg("%zu bytes at %p", n, objects[i]);
+					if (n > page_sizes[p] && (uintptr_t)objects[i] % page_sizes[p] != 0)
+						fail_msg("%zu bytes, not page aligned", n);
+				}
+				for (unsigned i = 0; i < 7; i++)
+					kslab_heap_free(&t.heap, objects[i]);
+			}
+			/* Powers of two are naturally aligned, and cross no page bound. */
+			for (size_t n = 1; n <= 2 * page_sizes[p]; n *= 2) {
+				size_t natural = n < page_sizes[p] ? n : page_sizes[p];
+
+				for (unsigned i = 0; i < 7; i++) {
+					objects[i] = kslab_heap_malloc(&t.heap, n);
+					assert_int_equal((uintptr_t)objects[i] % natural, 0);
+				}
+				for (unsigned i = 0; i < 7; i++)
+					kslab_heap_free(&t.heap, objects[i]);
+			}
+			testing_end(&t);
+		}
+	}
+}
+
+static void test_aligned_alloc_serves_every_power_of_two_and_no_other(void **state)
+{
+	(void)state;
+	for (unsigned c = 0; c < 4; c++) {
+		struct kslab_config config = { .max_page_bytes = c & 1 ? 4096 : 65536 };
+
+		testing_begin(&t, &config);
+		t.source.unaligned = c & 2; /* the heap must not rely on the source for it */
+		for (size_t align = 1; align <= 1 << 20; align *= 2) {
+			for (size_t n = 0; n <= 70000; n = n * 2 + 1) {
+				void *objects[3];
+
+				for (unsigned i = 0; i < 3; i++) {
+					objects[i] = kslab_heap_aligned_alloc(&t.heap, align, n);
+					assert_non_null(objects[i]);
+					assert_int_equal((uintptr_t)objects[i] % align, 0);
+					memset(objects[i], 0x33, n);
+				}
+				testing_step(&t);
+				for (unsigned i = 0; i < 3; i++) {
+					if (i == 1)
+						kslab_heap_free_aligned_sized(&t.heap, objects[i], align, n);
+					else
+						kslab_heap_free(&t.heap, objects[i]);
+				}
+				testing_step(&t);
+			}
+		}
+		for (size_t align = 0; align < 5000; align++) {
+			if (align != 0 && (align & (align - 1)) == 0)
+				continue;
+			assert_null(kslab_heap_aligned_alloc(&t.heap, align, 64));
+			assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BAD_ALIGNMENT);
+		}
+		assert_null(kslab_heap_aligned_alloc(&t.heap, SIZE_MAX, 64));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BAD_ALIGNMENT);
+		/* The largest powers of two: no wrap, a reason. */
+		for (unsigned bit = 8 * sizeof(size_t) - 4; bit < 8 * sizeof(size_t); bit++) {
+			assert_null(kslab_heap_aligned_alloc(&t.heap, (size_t)1 << bit, 64));
+			assert_true(kslab_heap_last_error(&t.heap) == KSLAB_TOO_LARGE ||
+				    kslab_heap_last_error(&t.heap) == KSLAB_NO_PAGES);
+		}
+		testing_end(&t);
+	}
+}
+
+/* ---- zero --------------------------------------------------------------------------------------- */
+
+static void test_zalloc_and_calloc_clear_whatever_was_there(void **state)
+{
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (size_t n = 1; n <= 40000; n += n < 600 ? 1 : 331) {
+		unsigned char *object;
+
+		dirty(n);
+		object = kslab_heap_zalloc(&t.heap, n);
+		assert_true(is_filled(object, 0, n));
+		memset(object, 0xff, n);
+		kslab_heap_free(&t.heap, object);
+		object = kslab_heap_calloc(&t.heap, n, 1);
+		assert_true(is_filled(object, 0, n));
+		memset(object, 0xff, n);
+		kslab_heap_free(&t.heap, object);
+		/* The flag clears all usable bytes. */
+		object = kslab_heap_alloc(&t.heap, n, 1, KSLAB_ZERO);
+		if (!is_filled(object, 0, kslab_heap_usable_size(&t.heap, object)))
+			fail_msg("KSLAB_ZERO left bytes of %zu", n);
+		kslab_heap_free(&t.heap, object);
+	}
+	testing_end(&t);
+}
+
+static void test_calloc_and_reallocarray_see_every_overflow(void **state)
+{
+	void *object;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	object = kslab_heap_malloc(&t.heap, 40);
+	memset(object, 0x44, 40);
+	for (unsigned bit = 1; bit < 8 * sizeof(size_t); bit++) {
+		size_t count = (size_t)1 << bit, size = (SIZE_MAX >> bit) + 1; /* the product is 2^N: 0 */
+
+		assert_null(kslab_heap_calloc(&t.heap, count, size));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_OVERFLOW);
+		assert_null(kslab_heap_reallocarray(&t.heap, object, count, size));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_OVERFLOW);
+		assert_null(kslab_heap_calloc(&t.heap, count + 1, size));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_OVERFLOW);
+		/* Just below: too large, but no overflow. */
+		assert_null(kslab_heap_calloc(&t.heap, count, size - 1));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+	}
+	assert_true(is_filled(object, 0x44, 40));
+	kslab_heap_free(&t.heap, object);
+	object = kslab_heap_calloc(&t.heap, 0, SIZE_MAX);
+	assert_non_null(object);
+	kslab_heap_free(&t.heap, object);
+	testing_end(&t);
+}
+
+/* ---- realloc ------------------------------------------------------------------------------------ */
+
+static void test_realloc_keeps_the_contents_for_every_pair_of_sizes(void **state)
+{
+	static const size_t sizes[] = { 1, 7, 8, 9, 16, 33, 64, 100, 128, 129, 500, 1024, 2048, 2049, 4096,
+					4097, 8192, 12000, 16384, 16385, 20000, 40960, 70000, 200000 };
+
+	(void)state;
+	for (unsigned c = 0; c < 2; c++) {
+		testing_begin(&t, c ? &frames : &defaults);
+		for (size_t a = 0; a < TESTING_COUNT(sizes); a++) {
+			for (size_t b = 0; b < TESTING_COUNT(sizes); b++) {
+				size_t kept = sizes[a] < sizes[b] ? sizes[a] : sizes[b];
+				unsigned char *object = kslab_heap_malloc(&t.heap, sizes[a]), *moved;
+
+				memset(object, 0x55, sizes[a]);
+				moved = kslab_heap_realloc(&t.heap, object, sizes[b]);
+				assert_non_null(moved);
+				assert_true(is_filled(moved, 0x55, kept));
+				assert_true(kslab_heap_usable_size(&t.heap, moved) >= sizes[b]);
+				memset(moved, 0x66, sizes[b]);
+				testing_step(&t);
+				/* A block that moved is gone from where it was. */
+				if (moved != object) {
+					assert_int_equal(kslab_heap_usable_size(&t.heap, object), 0);
+					t.faults++;
+				}
+				kslab_heap_free(&t.heap, moved);
+				testing_step(&t);
+			}
+		}
+		testing_end(&t);
+	}
+}
+
+static void test_realloc_stays_in_place_where_class_or_page_run_allow(void **state)
+{
+	(void)state;
+	for (unsigned c = 0; c < 2; c++) {
+		testing_begin(&t, c ? &frames : &defaults);
+		for (size_t n = 1; n <= 40000; n += n < 5000 ? 13 : 1111) {
+			size_t usable = kslab_heap_good_size(&t.heap, n);
+			void *object = kslab_heap_malloc(&t.heap, n);
+
+			/* Not even a source that is out of memory may show. */
+			fake_source_fail_from(&t.source, 1);
+			for (size_t m = usable; kslab_heap_good_size(&t.heap, m) == usable && m != 0;
+			     m -= m > 32 ? m / 16 : 1)
+				if (kslab_heap_realloc(&t.heap, object, m) != object)
+					fail_msg("%zu of %zu bytes: not in place", m, usable);
+			fake_source_fail_from(&t.source, 0);
+			testing_step(&t);
+			kslab_heap_free(&t.heap, object);
+		}
+		testing_end(&t);
+	}
+}
+
+static void test_realloc_of_null_allocates_and_to_0_frees(void **state)
+{
+	void *object;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (size_t n = 0; n < 50000; n = n * 2 + 1) {
+		object = kslab_heap_realloc(&t.heap, NULL, n);
+		assert_non_null(object);
+		testing_step(&t);
+		assert_null(kslab_heap_realloc(&t.heap, object, 0));
+		testing_step(&t);
+		assert_int_equal(kslab_heap_usable_size(&t.heap, object), 0);
+		t.faults++;
+	}
+	testing_end(&t);
+}
+
+static void test_a_failed_realloc_leaves_the_object_as_it_was(void **state)
+{
+	static const size_t sizes[] = { 10, 100, 2000, 4096, 16384, 20000, 100000 };
+
+	(void)state;
+	for (size_t s = 0; s < TESTING_COUNT(sizes); s++) {
+		unsigned char *object;
+		size_t usable;
+
+		testing_begin(&t, &frames);
+		object = kslab_heap_malloc(&t.heap, sizes[s]);
+		usable = kslab_heap_usable_size(&t.heap, object);
+		memset(object, 0x77, usable);
+		fake_source_fail_from(&t.source, 1);
+		assert_null(kslab_heap_realloc(&t.heap, object, 300000));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+		assert_null(kslab_heap_realloc(&t.heap, object, SIZE_MAX / 2));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+		testing_step(&t);
+		assert_int_equal(kslab_heap_usable_size(&t.heap, object), usable);
+		assert_true(is_filled(object, 0x77, usable));
+		fake_source_fail_from(&t.source, 0);
+		object = kslab_heap_realloc(&t.heap, object, 300000);
+		assert_true(is_filled(object, 0x77, usable));
+		kslab_heap_free(&t.heap, object);
+		testing_end(&t);
+	}
+}
+
+static struct kslab_heap region_heap;
+
+static void test_a_large_block_of_a_region_grows_and_shrinks_in_place(void **state)
+{
+	const size_t bytes = (size_t)4 << 20;
+	void *memory = NULL;
+	unsigned char *block, *fence;
+	struct kslab_stats stats;
+
+	(void)state;
+	assert_int_equal(posix_memalign(&memory, bytes, bytes), 0); /* the same layout in every run */
+	assert_int_equal(kslab_heap_init_region(&region_heap, memory, bytes), KSLAB_OK);
+	assert_non_null(kslab_heap_malloc(&region_heap, 5 * 4096)); /* metadata is where it stays */
+	block = kslab_heap_malloc(&region_heap, 5 * 4096);
+	memset(block, 0x21, 5 * 4096);
+	for (size_t pages = 6; pages <= 40; pages++) {
+		assert_ptr_equal(kslab_heap_realloc(&region_heap, block, pages * 4096 - 100), block);
+		assert_true(kslab_heap_check(&region_heap, NULL));
+		assert_true(is_filled(block, 0x21, 5 * 4096));
+		assert_int_equal(kslab_heap_usable_size(&region_heap, block), pages * 4096);
+	}
+	/* Shrunk, the tail can be had by others. */
+	kslab_heap_stats(&region_heap, &stats);
+	assert_ptr_equal(kslab_heap_realloc(&region_heap, block, 15 * 4096), block);
+	assert_int_equal(kslab_heap_usable_size(&region_heap, block), 15 * 4096);
+	assert_int_equal(region_heap.pages_in_use, stats.pages_in_use - 25);
+	assert_true(kslab_heap_check(&region_heap, NULL));
+	/* A neighbour in the way: the block moves, and its contents with it. */
+	do
+		fence = kslab_heap_malloc(&region_heap, 5 * 4096);
+	while (fence != NULL && fence != block + 16 * 4096 && fence != block + 15 * 4096);
+	assert_non_null(fence);
+	memset(fence, 0x22, 5 * 4096);
+	{
+		unsigned char *moved = kslab_heap_realloc(&region_heap, block, 60 * 4096);
+
+		assert_non_null(moved);
+		assert_ptr_not_equal(moved, block);
+		assert_true(is_filled(moved, 0x21, 5 * 4096));
+	}
+	assert_true(is_filled(fence, 0x22, 5 * 4096));
+	assert_true(kslab_heap_check(&region_heap, NULL));
+	testing_forget(&region_heap);
+	free(memory);
+}
+
+/* ---- bulk --------------------------------------------------------------------------------------- */
+
+static void test_bulk_gives_as_many_as_asked_and_each_only_once(void **state)
+{
+	static void *objects[3000];
+	static unsigned char *sorted[3000];
+
+	(void)state;
+	for (size_t n = 0; n <= 20000; n = n * 4 + 8) {
+		for (size_t count = 0; count <= (n < 3000 ? 3000 : 50); count = count * 5 + 1) {
+			testing_begin_with(&t, &defaults, 16384, false);
+			assert_int_equal(kslab_heap_malloc_bulk(&t.heap, n, count, objects), count);
+			testing_step(&t);
+			for (size_t i = 0; i < count; i++) {
+				assert_int_equal(kslab_heap_usable_size(&t.heap, objects[i]),
+						 kslab_heap_good_size(&t.heap, n));
+				memset(objects[i], (int)(i & 0xff), n);
+				sorted[i] = objects[i];
+			}
+			for (size_t i = 0; i < count; i++)
+				assert_true(is_filled(sorted[i], (unsigned char)(i & 0xff), n));
+			kslab_heap_free_bulk(&t.heap, count, objects);
+			testing_end(&t);
+		}
+	}
+}
+
+static void test_bulk_stops_where_memory_ends_and_says_why(void **state)
+{
+	static void *objects[2000];
+
+	(void)state;
+	for (size_t pages = 4; pages <= 32; pages *= 2) {
+		size_t got;
+
+		testing_begin_with(&t, &frames, pages, true);
+		got = kslab_heap_malloc_bulk(&t.heap, 100, 2000, objects);
+		assert_true(got < 2000 && got >= (pages - 3) * 36);
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+		testing_step(&t);
+		assert_null(kslab_heap_malloc(&t.heap, 100));
+		kslab_heap_free_bulk(&t.heap, got, objects);
+		testing_end(&t);
+	}
+}
+
+static void test_free_bulk_frees_the_good_ones_around_a_bad_one(void **state)
+{
+	void *objects[21];
+	struct kslab_stats stats;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	assert_int_equal(kslab_heap_malloc_bulk(&t.heap, 64, 20, objects), 20);
+	memmove(objects + 11, objects + 10, 10 * sizeof(objects[0]));
+	objects[10] = (char *)objects[3] + 1;
+	kslab_heap_free_bulk(&t.heap, 21, objects);
+	assert_int_equal(t.recorder.count, 1);
+	assert_true(t.recorder.last.pointer == objects[10]);
+	t.faults++;
+	testing_step(&t);
+	kslab_heap_stats(&t.heap, &stats);
+	assert_int_equal(stats.live_objects, 0);
+	testing_end(&t);
+}
+
+/* ---- pressure ----------------------------------------------------------------------------------- */
+
+static void test_after_a_reserve_allocations_need_no_page_source(void **state)
+{
+	static void *objects[1000];
+	static const size_t sizes[] = { 8, 100, 256, 1000, 2048, 4096 };
+
+	(void)state;
+	for (size_t s = 0; s < TESTING_COUNT(sizes); s++) {
+		for (size_t count = 1; count <= 1000; count = count * 3 + 7) {
+			size_t calls;
+
+			testing_begin(&t, &defaults);
+			assert_true(kslab_heap_reserve(&t.heap, sizes[s], count));
+			testing_step(&t);
+			calls = t.source.alloc_calls;
+			fake_source_fail_from(&t.source, 1);
+			for (size_t i = 0; i < count; i++) {
+				objects[i] = kslab_heap_malloc(&t.heap, sizes[s]);
+				assert_non_null(objects[i]);
+			}
+			assert_int_equal(t.source.alloc_calls, calls);
+			testing_step(&t);
+			kslab_heap_free_bulk(&t.heap, count, objects);
+			testing_end(&t);
+		}
+	}
+}
+
+static void test_a_reserve_beyond_memory_is_refused_with_a_reason(void **state)
+{
+	(void)state;
+	testing_begin_with(&t, &frames, 64, true);
+	assert_false(kslab_heap_reserve(&t.heap, 1000, 100000));
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+	testing_step(&t);
+	/* What was gathered for it lies idle, and is had again. */
+	assert_true(kslab_heap_reclaim(&t.heap, SIZE_MAX) > 40);
+	assert_true(kslab_heap_reserve(&t.heap, 1000, 100));
+	assert_false(kslab_heap_reserve(&t.heap, 1 << 20, 1));
+	testing_end(&t);
+}
+
+static void test_nowait_does_not_call_the_source(void **state)
+{
+	void *object, *more[40];
+	size_t calls, got = 0;
+
+	(void)state;
+	testing_begin(&t, &frames);
+	assert_null(kslab_heap_alloc(&t.heap, 100, 1, KSLAB_NOWAIT));
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+	assert_null(kslab_heap_alloc(&t.heap, 100000, 1, KSLAB_NOWAIT));
+	assert_int_equal(t.source.alloc_calls, 0);
+	object = kslab_heap_malloc(&t.heap, 100);
+	calls = t.source.alloc_calls;
+	while (got < 40 && (more[got] = kslab_heap_alloc(&t.heap, 100, 1, KSLAB_NOWAIT)) != NULL)
+		got++;
+	assert_true(got >= 35 && got < 40); /* the rest of the page */
+	assert_int_equal(t.source.alloc_calls, calls);
+	testing_step(&t);
+	kslab_heap_free(&t.heap, object);
+	kslab_heap_free_bulk(&t.heap, got, more);
+	testing_end(&t);
+}
+
+static void test_unknown_flags_are_refused(void **state)
+{
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (unsigned bit = 3; bit < 32; bit++) {
+		assert_null(kslab_heap_alloc(&t.heap, 8, 8, 1u << bit));
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BAD_ARGUMENT);
+	}
+	testing_end(&t);
+}
+
+static void test_emergency_pages_serve_reserve_requests_only(void **state)
+{
+	(void)state;
+	for (size_t set_aside = 1; set_aside <= 6; set_aside++) {
+		struct kslab_config config = { .max_page_bytes = 4096, .emergency_pages = set_aside };
+		void *normal[400], *special[8];
+		size_t got = 0, gained = 0;
+
+		testing_begin(&t, &config);
+		assert_int_equal(t.source.pages_out, set_aside);
+		/* Descriptors and map are there after the first page. */
+		normal[got++] = kslab_heap_malloc(&t.heap, 4096);
+		fake_source_fail_from(&t.source, 1);
+		while (got < 400 && (normal[got] = kslab_heap_malloc(&t.heap, 4096)) != NULL)
+			got++;
+		assert_int_equal(got, 1);
+		assert_null(kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_ZERO));
+		while (gained < 8 &&
+		       (special[gained] = kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_RESERVE)) != NULL) {
+			memset(special[gained++], 0x88, 4096);
+			testing_step(&t);
+		}
+		assert_int_equal(gained, set_aside);
+		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+		/* Freed pages fill the store again. */
+		for (size_t i = 0; i < gained; i++)
+			kslab_heap_free(&t.heap, special[i]);
+		kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		assert_null(kslab_heap_malloc(&t.heap, 2048));
+		for (size_t i = 0; i < set_aside; i++) {
+			special[i] = kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_RESERVE | KSLAB_NOWAIT);
+			assert_non_null(special[i]);
+		}
+		testing_step(&t);
+		kslab_heap_free_bulk(&t.heap, gained, special);
+		kslab_heap_free_bulk(&t.heap, got, normal);
+		testing_end(&t);
+	}
+}
+
+static void test_the_last_error_stays_until_the_next_failure(void **state)
+{
+	void *object;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	assert_null(kslab_heap_aligned_alloc(&t.heap, 3, 8));
+	object = kslab_heap_malloc(&t.heap, 8);
+	kslab_heap_free(&t.heap, object);
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BAD_ALIGNMENT);
+	kslab_heap_free(&t.heap, object);
+	testing_fault(&t, KSLAB_FAULT_DOUBLE_FREE);
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BAD_FREE);
+	assert_null(kslab_heap_malloc(&t.heap, SIZE_MAX));
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
+	testing_end(&t);
+}
+
+static void test_every_fault_and_reason_has_a_name_of_its_own(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < KSLAB_FAULT_COUNT; i++) {
+		assert_string_not_equal(kslab_fault_name((enum kslab_fault)i), "unknown");
+		for (unsigned k = 0; k < i; k++)
+			assert_string_not_equal(kslab_fault_name((enum kslab_fault)i),
+						kslab_fault_name((enum kslab_fault)k));
+	}
+	for (unsigned i = 0; i < KSLAB_REASON_COUNT; i++) {
+		assert_string_not_equal(kslab_reason_name((enum kslab_reason)i), "unknown");
+		for (unsigned k = 0; k < i; k++)
+			assert_string_not_equal(kslab_reason_name((enum kslab_reason)i),
+						kslab_reason_name((enum kslab_reason)k));
+	}
+	assert_string_equal(kslab_fault_name((enum kslab_fault)1000), "unknown");
+	assert_string_equal(kslab_reason_name((enum kslab_reason)1000), "unknown");
+}
+
+/* ---- sized frees -------------------------------------------------------------------------------- */
+
+static void test_sized_free_takes_every_size_that_leads_to_the_class(void **state)
+{
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (size_t n = 1; n <= 20000; n += n < 2100 ? 1 : 509) {
+		void *object = kslab_heap_malloc(&t.heap, n);
+		size_t good = kslab_heap_good_size(&t.heap, n);
+
+		/* The largest size that leads there, and one more, that does not. */
+		kslab_heap_free_sized(&t.heap, object, good + 1);
+		testing_fault(&t, KSLAB_FAULT_WRONG_SIZE);
+		assert_int_equal(t.recorder.last.count, good + 1);
+		kslab_heap_free_sized(&t.heap, object, n % 2 != 0 ? n : good);
+		testing_step(&t);
+	}
+	kslab_heap_free_sized(&t.heap, NULL, 8);
+	testing_end(&t);
+}
+
+/* ---- the names for kernels, on the default heap ------------------------------------------------- */
+
+static void test_the_kmalloc_names_work_on_the_default_heap(void **state)
+{
+	struct kslab_config config = { 0 };
+	static struct recorder recorder;
+	static struct fake_source source;
+	unsigned char *object;
+	void *bulk[10];
+	struct kslab_stats stats;
+
+	(void)state;
+	fake_source_init(&source, 4096, 1024, true);
+	config.alloc_pages = fake_source_alloc;
+	config.free_pages = fake_source_free;
+	config.source_ctx = &source;
+	config.report = recorder_report;
+	config.report_ctx = &recorder;
+	assert_null(kslab_malloc(10)); /* not yet */
+	assert_int_equal(kslab_last_error(), KSLAB_NOT_INITIALISED);
+	assert_int_equal(kslab_init(&config), KSLAB_OK);
+	object = kmalloc(100);
+	assert_true(ksize(object) >= 100);
+	object = krealloc(object, 1000);
+	assert_true(kslab_usable_size(object) >= 1000);
+	kfree(object);
+	object = kzalloc(300);
+	assert_true(is_filled(object, 0, 300));
+	kfree_sized(object, 300);
+	object = kcalloc(30, 10);
+	assert_true(is_filled(object, 0, 300));
+	kfree(object);
+	assert_null(kcalloc(SIZE_MAX, 2));
+	assert_int_equal(kslab_last_error(), KSLAB_OVERFLOW);
+	assert_null(kmalloc_array(SIZE_MAX, 2));
+	object = kmalloc_array(30, 10);
+	kslab_free(object);
+	object = kmalloc_aligned(100, 8192);
+	assert_int_equal((uintptr_t)object % 8192, 0);
+	kslab_free_aligned_sized(object, 8192, 100);
+	object = kslab_alloc(100, 64, KSLAB_ZERO);
+	assert_int_equal((uintptr_t)object % 64, 0);
+	object = kslab_reallocarray(object, 20, 30);
+	kfree(object);
+	assert_int_equal(kslab_malloc_bulk(40, 10, bulk), 10);
+	kslab_free_bulk(10, bulk);
+	assert_true(kslab_reserve(100, 10));
+	assert_true(kslab_good_size(100) >= 100);
+	kslab_set_retention(KSLAB_RETAIN_NONE);
+	kslab_idle();
+	assert_true(kslab_quiesce());
+	assert_true(kslab_check(NULL));
+	kslab_reclaim(SIZE_MAX);
+	kslab_stats(&stats);
+	assert_int_equal(stats.live_objects, 0);
+	assert_int_equal(stats.pages_in_use, source.pages_out);
+	assert_int_equal(recorder.count, 0);
+	assert_int_equal(kslab_fini(), KSLAB_OK);
+	assert_int_equal(source.pages_out, 0);
+	assert_int_equal(source.errors, 0);
+	fake_source_fini(&source);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_size_0_gives_distinct_objects_that_can_be_freed),
+		cmocka_unit_test(
+			test_usable_size_is_good_size_for_every_size_and_all_of_it_can_be_used),
+		cmocka_unit_test(test_sizes_up_to_the_end_of_the_address_space_fail_with_too_large),
+		cmocka_unit_test(test_every_size_is_aligned_as_promised),
+		cmocka_unit_test(test_aligned_alloc_serves_every_power_of_two_and_no_other),
+		cmocka_unit_test(test_zalloc_and_calloc_clear_whatever_was_there),
+		cmocka_unit_test(test_calloc_and_reallocarray_see_every_overflow),
+		cmocka_unit_test(test_realloc_keeps_the_contents_for_every_pair_of_sizes),
+		cmocka_unit_test(test_realloc_stays_in_place_where_class_or_page_run_allow),
+		cmocka_unit_test(test_realloc_of_null_allocates_and_to_0_frees),
+		cmocka_unit_test(test_a_failed_realloc_leaves_the_object_as_it_was),
+		cmocka_unit_test(test_a_large_block_of_a_region_grows_and_shrinks_in_place),
+		cmocka_unit_test(test_bulk_gives_as_many_as_asked_and_each_only_once),
+		cmocka_unit_test(test_bulk_stops_where_memory_ends_and_says_why),
+		cmocka_unit_test(test_free_bulk_frees_the_good_ones_around_a_bad_one),
+		cmocka_unit_test(test_after_a_reserve_allocations_need_no_page_source),
+		cmocka_unit_test(test_a_reserve_beyond_memory_is_refused_with_a_reason),
+		cmocka_unit_test(test_nowait_does_not_call_the_source),
+		cmocka_unit_test(test_unknown_flags_are_refused),
+		cmocka_unit_test(test_emergency_pages_serve_reserve_requests_only),
+		cmocka_unit_test(test_the_last_error_stays_until_the_next_failure),
+		cmocka_unit_test(test_every_fault_and_reason_has_a_name_of_its_own),
+		cmocka_unit_test(test_sized_free_takes_every_size_that_leads_to_the_class),
+		cmocka_unit_test(test_the_kmalloc_names_work_on_the_default_heap),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,1022 @@
+/* SPDX-License-Identifier: MIT
+ * test_smp.c - owns the proof that CPUs may do everything at once: threads play them, CPUs come and go, objects wander.
+ * Rank: test.  Runs: 2 to 16 threads; the interleavings of misuse rows 31 to 33 in single steps, too (x86).
+ *
+ * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=16 -DKSLAB_CFG_LEVELS=2
+ *
+ * tests/test_tsan.sh runs it under ThreadSanitizer, and with orders weakened, which must be found.
+ */
+#define _GNU_SOURCE
+#include "testing.h"
+
+#include <pthread.h>
+#include <time.h>
+
+#include "fake_cpu.h"
+#include "heap.h"
+#include "single_step.h"
+
+FAKE_CPU_DEFINE;
+
+#define PAGE 4096u
+
+#if defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0
+#endif
+#define STEPS(n) (SANITIZED ? (n) / 5 : (n))
+
+static struct testing t;
+
+/* ---- the fake kernel, for threads ------------------------------------------------------------------------- */
+
+static pthread_mutex_t source_mutex = PTHREAD_MUTEX_INITIALIZER;
+static size_t faults, damage;        /* atomic: reports, and what threads found wrong */
+static size_t kinds[KSLAB_FAULT_COUNT];
+static const char *damage_what;
+
+static void *locked_alloc(void *ctx, size_t pages)
+{
+	void *mem;
+
+	pthread_mutex_lock(&source_mutex);
+	mem = fake_source_alloc(ctx, pages);
+	pthread_mutex_unlock(&source_mutex);
+	return mem;
+}
+
+static void locked_free(void *ctx, void *mem, size_t pages)
+{
+	pthread_mutex_lock(&source_mutex);
+	fake_source_free(ctx, mem, pages);
+	pthread_mutex_unlock(&source_mutex);
+}
+
+static void count_report(void *ctx, const struct kslab_report *report)
+{
+	(void)ctx;
+	__atomic_fetch_add(&faults, 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&kinds[report->fault], 1, __ATOMIC_RELAXED);
+}
+
+static void is_damaged(const char *what)
+{
+	__atomic_fetch_add(&damage, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&damage_what, what, __ATOMIC_RELAXED);
+}
+
+static void begin_with(const struct kslab_config *config, size_t pages, bool guard)
+{
+	memset(&kslab_default_heap, 0, sizeof(kslab_default_heap));
+	fake_cpu = fake_pins = fake_masked = fake_nmi = 0;
+	fake_yields = 1;
+	faults = damage = 0;
+	damage_what = NULL;
+	memset(kinds, 0, sizeof(kinds));
+	testing_begin_with(&t, config, pages, guard);
+	t.heap.report = count_report;
+	assert_int_equal(kslab_heap_set_page_source(&t.heap, locked_alloc, locked_free, &t.source), KSLAB_OK);
+}
+
+static const struct kslab_config single_frames = { .max_page_bytes = PAGE };
+static const struct kslab_config long_pages = { .max_page_bytes = 16 * PAGE };
+static const struct kslab_config nothing_kept = { .max_page_bytes = PAGE, .retain_bytes = KSLAB_RETAIN_NONE };
+
+static void online_here(unsigned cpu)
+{
+	fake_cpu = cpu;
+	if (kslab_heap_cpu_online(&t.heap, cpu) != KSLAB_OK)
+		is_damaged("a cpu did not come online");
+}
+
+static void all_online(unsigned cpus)
+{
+	for (unsigned cpu = 1; cpu < cpus; cpu++)
+		online_here(cpu);
+	fake_cpu = 0;
+	assert_true(damage == 0);
+}
+
+static void all_idle(void)
+{
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		fake_cpu = cpu;
+		kslab_heap_idle(&t.heap);
+	}
+	fake_cpu = 0;
+}
+
+/* Everything is free: it is pending nowhere, goes back from everywhere, and is counted. */
+static const char *wrong_at_end(void)
+{
+	struct kslab_check_result check;
+	struct kslab_stats stats;
+
+	if (!kslab_heap_check(&t.heap, &check))
+		return check.what;
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+			fake_cpu = cpu;
+			(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		}
+	}
+	all_idle();
+	if (!kslab_heap_quiesce(&t.heap))
+		return "frees are pending at the end";
+	if (!kslab_heap_check(&t.heap, &check))
+		return check.what;
+	kslab_heap_stats(&t.heap, &stats);
+	if (stats.live_objects != 0 || stats.large_blocks != 0)
+		return "objects are live at the end";
+	if (stats.pages_in_use != stats.metadata_pages)
+		return "object pages are left at the end";
+	if (damage != 0)
+		return damage_what;
+	if (t.source.errors != 0)
+		return t.source.what;
+	if (fake_pins != 0 || fake_masked != 0)
+		return "pins or masks are not balanced";
+	if (kslab_heap_fini(&t.heap) != KSLAB_OK)
+		return "the heap can't be ended";
+	return t.source.pages_out != 0 ? "the end of the heap left pages behind" : NULL;
+}
+
+static void end_with_faults(size_t wanted)
+{
+	testing_assert(wrong_at_end(), __FILE__, __LINE__);
+	assert_true(faults == wanted);
+	fake_source_fini(&t.source);
+	t.source.memory = NULL;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	if (t.source.memory != NULL)
+		fake_source_fini(&t.source);
+	t.source.memory = NULL;
+	return 0;
+}
+
+static void must_pass(void)
+{
+	struct kslab_check_result check;
+
+	if (!kslab_heap_check(&t.heap, &check))
+		testing_assert(check.what, __FILE__, __LINE__);
+}
+
+/* ---- objects that know what they are ---------------------------------------------------------------------- */
+
+static uint32_t mark_of(const void *p, uint32_t bytes)
+{
+	return (uint32_t)(uintptr_t)p * 2654435761u ^ bytes;
+}
+
+static unsigned char *take(size_t n)
+{
+	unsigned char *p = kslab_heap_malloc(&t.heap, n < 12 ? 12 : n);
+	uint32_t bytes = (uint32_t)(n < 12 ? 12 : n), mark = mark_of(p, bytes);
+
+	if (p == NULL) {
+		is_damaged("an allocation failed");
+		return NULL;
+	}
+	memset(p, (int)(mark & 0xff), bytes);
+	memcpy(p, &bytes, 4);
+	memcpy(p + 4, &mark, 4);
+	return p;
+}
+
+static void give(unsigned char *p)
+{
+	uint32_t bytes, mark;
+
+	if (p == NULL)
+		return;
+	memcpy(&bytes, p, 4);
+	memcpy(&mark, p + 4, 4);
+	if (mark != mark_of(p, bytes)) {
+		is_damaged("an object was overwritten, or issued twice");
+		return;
+	}
+	for (uint32_t i = 8; i < bytes; i++) {
+		if (p[i] != (mark & 0xff)) {
+			is_damaged("the body of an object was overwritten");
+			break;
+		}
+	}
+	memset(p, 0, 12);
+	kslab_heap_free(&t.heap, p);
+}
+
+static unsigned char *swap(unsigned char **slot, unsigned char *p)
+{
+	return __atomic_exchange_n(slot, p, __ATOMIC_ACQ_REL);
+}
+
+/* ---- threads ---------------------------------------------------------------------------------------------- */
+
+struct worker {
+	pthread_t thread;
+	void (*work)(struct worker *worker);
+	unsigned cpu;
+	struct testing_random random;
+	void *arg;
+};
+
+static void *run_worker(void *arg)
+{
+	struct worker *worker = arg;
+
+	fake_cpu = worker->cpu;
+	worker->work(worker);
+	if (fake_pins != 0 || fake_masked != 0)
+		is_damaged("pins or masks of a thread are not balanced");
+	return NULL;
+}
+
+static void start(struct worker *worker, unsigned cpu, void (*work)(struct worker *), uint64_t seed)
+{
+	worker->work = work;
+	worker->cpu = cpu;
+	worker->random.state = seed * 1000003 + cpu;
+	assert_int_equal(pthread_create(&worker->thread, NULL, run_worker, worker), 0);
+}
+
+static void join(struct worker *worker)
+{
+	assert_int_equal(pthread_join(worker->thread, NULL), 0);
+}
+
+static int stop; /* atomic */
+
+static bool is_stopped(void)
+{
+	return __atomic_load_n(&stop, __ATOMIC_RELAXED) != 0;
+}
+
+#define SHARED 256u
+static unsigned char *shared[SHARED]; /* atomic */
+
+static void empty_shared(void)
+{
+	for (size_t i = 0; i < SHARED; i++)
+		give(swap(&shared[i], NULL));
+}
+
+static size_t some_size(struct testing_random *random)
+{
+	size_t kind = testing_random_below(random, 100);
+
+	if (kind < 70)
+		return 12 + testing_random_below(random, 200);
+	if (kind < 98)
+		return 12 + testing_random_below(random, 3000);
+	return 12 + testing_random_below(random, 30000);
+}
+
+/* ---- producer and consumer -------------------------------------------------------------------------------- */
+
+static unsigned produced; /* steps of the producers of a test */
+
+static void produce(struct worker *worker)
+{
+	for (unsigned i = 0; i < produced; i++) {
+		unsigned char *p = take(some_size(&worker->random));
+
+		while (p != NULL && !is_stopped()) {
+			unsigned char **slot = &shared[testing_random_below(&worker->random, SHARED)], *none = NULL;
+
+			if (__atomic_compare_exchange_n(slot, &none, p, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+				p = NULL;
+			else
+				sched_yield();
+		}
+		give(p);
+	}
+}
+
+static void consume(struct worker *worker)
+{
+	while (!is_stopped()) {
+		for (size_t i = 0; i < SHARED; i++)
+			give(swap(&shared[i], NULL));
+		kslab_heap_idle(&t.heap);
+		sched_yield();
+	}
+	(void)worker;
+}
+
+/* The consumer's CPU is online, or it never was: one that only frees. */
+static void produce_and_consume(unsigned producers, bool consumer_online)
+{
+	struct worker workers[4];
+	size_t peak;
+
+	begin_with(&single_frames, 16384, false);
+	all_online(producers);
+	if (consumer_online)
+		online_here(producers);
+	fake_cpu = 0;
+	stop = 0;
+	produced = STEPS(60000) / producers;
+	for (unsigned i = 0; i < producers; i++)
+		start(&workers[i], i, produce, 1);
+	start(&workers[producers], producers, consume, 2);
+	for (unsigned i = 0; i < producers; i++)
+		join(&workers[i]);
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	join(&workers[producers]);
+	empty_shared();
+	must_pass();
+	peak = t.heap.pages_peak;
+	print_message("# %u producers: %zu pages at most\n", producers, peak);
+	assert_true(peak < 2500); /* 256 objects on their way, however many there were */
+	end_with_faults(0);
+}
+
+static void what_one_cpu_allocates_another_frees(void **state)
+{
+	(void)state;
+	produce_and_consume(1, true);
+	produce_and_consume(3, true);
+}
+
+static void a_cpu_that_only_frees_starves_nobody(void **state)
+{
+	(void)state;
+	produce_and_consume(2, false);
+}
+
+/* ---- everybody does everything ---------------------------------------------------------------------------- */
+
+#define KEPT 64u
+
+static void mix(struct worker *worker, unsigned steps)
+{
+	unsigned char *kept[KEPT] = { NULL };
+
+	for (unsigned step = 0; step < steps; step++) {
+		size_t i = testing_random_below(&worker->random, KEPT);
+
+		switch (testing_random_below(&worker->random, 8)) {
+		case 0:
+		case 1:
+			kept[i] = swap(&shared[testing_random_below(&worker->random, SHARED)], kept[i]);
+			break;
+		case 2:
+			if (step % 64 == 0)
+				kslab_heap_idle(&t.heap);
+			if (step % 512 == 0)
+				(void)kslab_heap_reclaim(&t.heap, 4);
+			break;
+		default:
+			if (kept[i] != NULL) {
+				give(kept[i]);
+				kept[i] = NULL;
+			} else {
+				kept[i] = take(some_size(&worker->random));
+			}
+		}
+	}
+	for (size_t i = 0; i < KEPT; i++)
+		give(kept[i]);
+}
+
+static void mix_on(struct worker *worker)
+{
+	mix(worker, produced);
+}
+
+static void mixed(const struct kslab_config *config, unsigned cpus, bool guard, unsigned steps)
+{
+	struct testing_random random = testing_seed("mixed", cpus);
+	struct worker workers[KSLAB_CFG_CPUS];
+
+	begin_with(config, 16384, guard);
+	all_online(cpus);
+	produced = STEPS(steps) / cpus;
+	for (unsigned i = 0; i < cpus; i++)
+		start(&workers[i], i, mix_on, random.state);
+	for (unsigned i = 0; i < cpus; i++)
+		join(&workers[i]);
+	empty_shared();
+	must_pass();
+	end_with_faults(0);
+}
+
+static void two_cpus_mix_everything(void **state)
+{
+	(void)state;
+	mixed(&single_frames, 2, false, 200000);
+}
+
+static void sixteen_cpus_mix_everything(void **state)
+{
+	(void)state;
+	mixed(&long_pages, 16, false, 200000);
+}
+
+/* Retention 0, and memory that went back can't be touched: rows 32 and 33. */
+static void no_page_goes_back_with_an_object_live(void **state)
+{
+	(void)state;
+	mixed(&nothing_kept, 4, true, 40000);
+}
+
+/* ---- CPUs come and go ------------------------------------------------------------------------------------- */
+
+static void mix_for_ever(struct worker *worker)
+{
+	while (!is_stopped())
+		mix(worker, 200);
+}
+
+static void come_and_go(struct worker *worker)
+{
+	for (unsigned round = 0; round < produced; round++) {
+		online_here(worker->cpu);
+		mix(worker, 100 + (unsigned)testing_random_below(&worker->random, 200));
+		if (kslab_heap_cpu_offline(&t.heap, worker->cpu) != KSLAB_OK)
+			is_damaged("a cpu did not go offline");
+		/* Not online, it may still free. */
+		give(swap(&shared[testing_random_below(&worker->random, SHARED)], NULL));
+	}
+}
+
+static void cpus_come_and_go_while_others_go_on(void **state)
+{
+	struct worker workers[6];
+
+	(void)state;
+	begin_with(&single_frames, 16384, false);
+	all_online(2);
+	stop = 0;
+	produced = STEPS(150);
+	for (unsigned i = 0; i < 6; i++)
+		start(&workers[i], i, i < 2 ? mix_for_ever : come_and_go, 5);
+	for (unsigned i = 2; i < 6; i++)
+		join(&workers[i]);
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	join(&workers[0]);
+	join(&workers[1]);
+	empty_shared();
+	must_pass();
+	end_with_faults(0);
+}
+
+static void live_shortly(struct worker *worker)
+{
+	unsigned char *p[40];
+
+	online_here(worker->cpu);
+	for (size_t i = 0; i < TESTING_COUNT(p); i++)
+		p[i] = take(some_size(&worker->random));
+	for (size_t i = 0; i < TESTING_COUNT(p); i++)
+		give(i % 4 != 0 ? p[i] : swap(&shared[testing_random_below(&worker->random, SHARED)], p[i]));
+	if (kslab_heap_cpu_offline(&t.heap, worker->cpu) != KSLAB_OK)
+		is_damaged("a cpu did not go offline");
+}
+
+/* CPU numbers are used again and again: what a thread leaves behind is found by the next ones. */
+static void thousands_of_short_lived_threads_leak_nothing(void **state)
+{
+	struct worker workers[4];
+	size_t early = 0, metadata = 0;
+	unsigned rounds = STEPS(1000);
+
+	(void)state;
+	begin_with(&single_frames, 16384, false);
+	for (unsigned round = 0; round < rounds; round++) {
+		for (unsigned i = 0; i < 4; i++)
+			start(&workers[i], 1 + (round + i * 3) % 15, live_shortly, round);
+		for (unsigned i = 0; i < 4; i++)
+			join(&workers[i]);
+		if (round == rounds / 5) {
+			early = t.heap.pages_in_use;
+			metadata = t.heap.meta.pages;
+		}
+		if (round % 50 == 0)
+			must_pass();
+	}
+	print_message("# %u threads: %zu pages (%zu metadata) after a fifth of them, %zu (%zu) at the end\n", 4 * rounds,
+		      early, metadata, t.heap.pages_in_use, t.heap.meta.pages);
+	assert_true(t.heap.pages_in_use <= early + early / 2 + 64);
+	assert_true(t.heap.meta.pages <= metadata + metadata / 4 + 8);
+	empty_shared();
+	must_pass();
+	end_with_faults(0);
+}
+
+/* ---- progress: quiesce, reclaim, retention ---------------------------------------------------------------- */
+
+static void *get_on(unsigned cpu, size_t n)
+{
+	void *p;
+
+	fake_cpu = cpu;
+	p = kslab_heap_malloc(&t.heap, n);
+	fake_cpu = 0;
+	assert_non_null(p);
+	must_pass();
+	return p;
+}
+
+static void put_on(unsigned cpu, void *p)
+{
+	fake_cpu = cpu;
+	kslab_heap_free(&t.heap, p);
+	fake_cpu = 0;
+	must_pass();
+}
+
+static void idle_on(unsigned cpu)
+{
+	fake_cpu = cpu;
+	kslab_heap_idle(&t.heap);
+	fake_cpu = 0;
+	must_pass();
+}
+
+static void quiesce_is_false_until_the_owner_has_taken_in_its_mail(void **state)
+{
+	void *p[8];
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	for (unsigned i = 0; i < 8; i++)
+		p[i] = get_on(1, 1024); /* two full pages */
+	assert_true(kslab_heap_quiesce(&t.heap));
+	put_on(0, p[0]);
+	assert_false(kslab_heap_quiesce(&t.heap));
+	assert_false(kslab_heap_quiesce(&t.heap));
+	idle_on(1);
+	assert_true(kslab_heap_quiesce(&t.heap));
+	for (unsigned i = 1; i < 8; i++)
+		put_on(i % 2, p[i]);
+	fake_cpu = 1;
+	assert_true(kslab_heap_quiesce(&t.heap)); /* the owner itself takes everything in */
+	fake_cpu = 0;
+	assert_true(kslab_heap_quiesce(&t.heap));
+	must_pass();
+	end_with_faults(0);
+}
+
+/* A page that its owner still allocates from gets no mail: "let them idle" MUST be enough all the same. */
+static void quiesce_is_true_once_every_owner_has_idled(void **state)
+{
+	void *p[3];
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	for (unsigned i = 0; i < 3; i++)
+		p[i] = get_on(1, 1024);
+	put_on(0, p[0]); /* its page is current */
+	assert_false(kslab_heap_quiesce(&t.heap));
+	idle_on(1);
+	assert_true(kslab_heap_quiesce(&t.heap));
+	put_on(1, p[1]);
+	put_on(1, p[2]);
+	end_with_faults(0);
+}
+
+static size_t object_pages(void)
+{
+	struct kslab_stats stats;
+
+	kslab_heap_stats(&t.heap, &stats);
+	return stats.pages_in_use - stats.metadata_pages;
+}
+
+static void a_reclaim_request_is_served_by_idle_cpus(void **state)
+{
+	void *p[40];
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(3);
+	for (unsigned i = 0; i < 40; i++)
+		p[i] = get_on(i % 3, 2048);
+	for (unsigned i = 0; i < 40; i++)
+		put_on(i % 3, p[i]);
+	assert_true(object_pages() == 21); /* 14, 13, 13 objects, two in a page */
+	assert_true(kslab_heap_reclaim(&t.heap, SIZE_MAX) == 7);
+	assert_true(object_pages() == 14);
+	idle_on(1);
+	assert_true(object_pages() == 7);
+	put_on(2, get_on(2, 100)); /* or at the next slow path */
+	assert_true(object_pages() == 1);
+	end_with_faults(0);
+}
+
+/* What an interrupt of that CPU left in its own zone is part of it. */
+static void a_reclaim_request_is_served_for_every_level(void **state)
+{
+	struct kslab_zone *zone;
+	void *p[8];
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	zone = t.heap.zone[1];
+	zone->owner.key = 0; /* as if in an interrupt of CPU 1 */
+	for (unsigned i = 0; i < 8; i++)
+		p[i] = get_on(1, 2048);
+	for (unsigned i = 0; i < 8; i++)
+		put_on(1, p[i]);
+	zone->owner.key = (uintptr_t)zone;
+	assert_true(object_pages() == 4);
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	assert_true(object_pages() == 4);
+	idle_on(1);
+	assert_true(object_pages() == 0);
+	end_with_faults(0);
+}
+
+static void with_retention_0_nothing_is_kept(void **state)
+{
+	void *p[60];
+
+	(void)state;
+	begin_with(&nothing_kept, 1024, true);
+	all_online(3);
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < 60; i++)
+			p[i] = get_on(i % 3, i % 7 == 0 ? 3 * PAGE : 50 * i + 1);
+		for (unsigned i = 0; i < 60; i++)
+			put_on((i + round) % 3, p[i]); /* by the owner, then by others */
+		for (unsigned cpu = 0; cpu < 3; cpu++) {
+			idle_on(cpu);
+			fake_cpu = cpu;
+			(void)kslab_heap_quiesce(&t.heap);
+			fake_cpu = 0;
+		}
+		assert_true(object_pages() == 0);
+	}
+	end_with_faults(0);
+}
+
+static void a_page_of_a_cpu_that_is_gone_is_adopted(void **state)
+{
+	struct kslab_stats before, after;
+	void *p[9], *q;
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	for (unsigned i = 0; i < 9; i++)
+		p[i] = get_on(1, 1024);
+	assert_int_equal(kslab_heap_cpu_offline(&t.heap, 1), KSLAB_OK);
+	must_pass();
+	for (unsigned i = 0; i < 3; i++)
+		put_on(0, p[i]);
+	kslab_heap_stats(&t.heap, &before);
+	q = get_on(0, 1024); /* from what was left behind, not from the source */
+	kslab_heap_stats(&t.heap, &after);
+	assert_true(before.pages_in_use == after.pages_in_use);
+	put_on(0, q);
+	for (unsigned i = 3; i < 9; i++)
+		put_on(i % 2 != 0 ? 0 : 5, p[i]);
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	must_pass();
+	assert_true(object_pages() == 0);
+	end_with_faults(0);
+}
+
+/* ---- row 31: freed on two CPUs at once -------------------------------------------------------------------- */
+
+/* A page of CPU 0 with the object in question, in the state that the scenario wants. */
+static unsigned char *disputed, *neighbours[12];
+static size_t neighbour_count;
+
+enum stage { CURRENT, FULL, PARTIAL, ALONE };
+
+static void stage_dispute(enum stage stage)
+{
+	size_t n = stage == CURRENT ? 2 : stage == ALONE ? 1 : 9;
+
+	begin_with(&single_frames, 256, false);
+	all_online(4);
+	neighbour_count = 0;
+	disputed = get_on(0, 1024);
+	while (neighbour_count < n - 1)
+		neighbours[neighbour_count++] = get_on(0, 1024);
+	if (stage == PARTIAL) {
+		put_on(0, neighbours[0]);
+		neighbours[0] = neighbours[--neighbour_count];
+	}
+}
+
+static void free_on(unsigned cpu)
+{
+	unsigned before = fake_cpu;
+
+	fake_cpu = cpu;
+	kslab_heap_free(&t.heap, disputed);
+	fake_cpu = before;
+}
+
+static void quiesce_on(unsigned cpu)
+{
+	unsigned before = fake_cpu;
+
+	fake_cpu = cpu;
+	kslab_heap_idle(&t.heap);
+	(void)kslab_heap_reclaim(&t.heap, 0);
+	fake_cpu = before;
+}
+
+static void op_free_on_1(void)
+{
+	free_on(1);
+}
+
+static void op_free_on_0(void)
+{
+	free_on(0);
+}
+
+static void op_idle_on_0(void)
+{
+	fake_cpu = 0;
+	kslab_heap_idle(&t.heap);
+}
+
+static void op_collect_on_0(void)
+{
+	fake_cpu = 0;
+	(void)kslab_heap_quiesce(&t.heap);
+}
+
+static void then_free_on_0(size_t step)
+{
+	(void)step;
+	free_on(0);
+}
+
+static void then_free_on_2(size_t step)
+{
+	(void)step;
+	free_on(2);
+}
+
+static void then_free_on_2_and_harvest(size_t step)
+{
+	free_on(2);
+	quiesce_on(step % 2 != 0 ? 0 : 3);
+	quiesce_on(0);
+}
+
+static void then_both_free(size_t step)
+{
+	(void)step;
+	free_on(1);
+	free_on(2);
+}
+
+static bool may_switch(void)
+{
+	return t.heap.lock.next == t.heap.lock.serving;
+}
+
+/* Exactly one free, one DOUBLE_FREE. */
+static bool one_free_one_fault(void)
+{
+	const char *wrong;
+
+	fake_cpu = 0;
+	for (unsigned cpu = 0; cpu < 4; cpu++) {
+		fake_cpu = cpu;
+		kslab_heap_idle(&t.heap);
+		(void)kslab_heap_quiesce(&t.heap);
+	}
+	fake_cpu = 0;
+	for (size_t i = 0; i < neighbour_count; i++)
+		kslab_heap_free(&t.heap, neighbours[i]);
+	wrong = wrong_at_end();
+	if (wrong == NULL && (faults != 1 || kinds[KSLAB_FAULT_DOUBLE_FREE] != 1))
+		wrong = faults == 0 ? "the second free was not reported" : "more than one report";
+	if (wrong != NULL)
+		fprintf(stderr, "%s\n", wrong);
+	return wrong == NULL;
+}
+
+static const struct dispute {
+	const char *name;
+	void (*op)(void);
+	void (*meanwhile)(size_t step);
+} disputes[] = {
+	{ "remote free, meanwhile the owner frees", op_free_on_1, then_free_on_0 },
+	{ "remote free, meanwhile another remote free", op_free_on_1, then_free_on_2 },
+	{ "remote free, meanwhile a remote free and a harvest", op_free_on_1, then_free_on_2_and_harvest },
+	{ "owner's free, meanwhile a remote free", op_free_on_0, then_free_on_2 },
+	{ "owner idles, meanwhile two remote frees", op_idle_on_0, then_both_free },
+	{ "owner collects, meanwhile two remote frees", op_collect_on_0, then_both_free },
+};
+
+static void of_two_frees_at_once_exactly_one_is_refused_in_every_interleaving(void **state)
+{
+	static const char *const stages[] = { "current", "full", "partial", "alone" };
+	size_t runs = 0, bad = 0;
+
+	(void)state;
+	if (!single_step_is_available() || SANITIZED)
+		skip();
+	for (unsigned stage = CURRENT; stage <= ALONE; stage++) {
+		for (size_t i = 0; i < TESTING_COUNT(disputes); i++) {
+			struct single_step step = { .name = disputes[i].name,
+						    .op = disputes[i].op,
+						    .may_interrupt = may_switch,
+						    .interrupt = disputes[i].meanwhile,
+						    .verify = one_free_one_fault };
+			bool good;
+
+			/* The parent's own run: op, and then the rest, one after the other. */
+			stage_dispute((enum stage)stage);
+			good = single_step_run_interrupted(&step);
+			runs += step.interrupts;
+			if (!good) {
+				print_error("%s page: %s: %zu of %zu runs went wrong, the first at step %zu\n",
+					    stages[stage], step.name, step.failures, step.interrupts,
+					    step.first_failure);
+				bad++;
+			}
+			fake_source_fini(&t.source);
+			t.source.memory = NULL;
+		}
+	}
+	print_message("# %zu interleavings\n", runs);
+	assert_true(bad == 0);
+	assert_true(runs > 1000);
+}
+
+/* The same by threads, where machine and compiler choose: 1 free and n - 1 reports, for each object. */
+#define ROUNDS 400u
+static unsigned char *rounds_object[ROUNDS];
+static unsigned rounds_ready[ROUNDS]; /* atomic: threads that wait at this object */
+#define RACERS 3u
+
+static void race(struct worker *worker)
+{
+	for (unsigned i = 0; i < STEPS(ROUNDS); i++) {
+		__atomic_fetch_add(&rounds_ready[i], 1, __ATOMIC_ACQ_REL);
+		while (__atomic_load_n(&rounds_ready[i], __ATOMIC_ACQUIRE) < RACERS)
+			if (testing_random_below(&worker->random, 50) == 0)
+				sched_yield();
+		kslab_heap_free(&t.heap, rounds_object[i]);
+	}
+}
+
+static void of_three_frees_at_once_two_are_refused(void **state)
+{
+	struct worker workers[RACERS];
+	size_t rounds = STEPS(ROUNDS);
+
+	(void)state;
+	for (unsigned owner = 0; owner < 2; owner++) {
+		begin_with(&single_frames, 4096, false);
+		all_online(RACERS + 1);
+		for (unsigned i = 0; i < rounds; i++) {
+			rounds_object[i] = get_on(owner != 0 ? RACERS : 0, i % 20 == 0 ? 5 * PAGE : 8 + i % 7 * 100);
+			rounds_ready[i] = 0;
+		}
+		/* With owner 1 all racers are remote; with 0 the first one is the owner. */
+		for (unsigned i = 0; i < RACERS; i++)
+			start(&workers[i], i, race, 31);
+		for (unsigned i = 0; i < RACERS; i++)
+			join(&workers[i]);
+		for (unsigned cpu = 0; cpu <= RACERS; cpu++) {
+			fake_cpu = cpu;
+			(void)kslab_heap_quiesce(&t.heap);
+		}
+		fake_cpu = 0;
+		must_pass();
+		/* A report at a harvest may stand for several: no more than one for each refused free. */
+		assert_true(kinds[KSLAB_FAULT_DOUBLE_FREE] == faults);
+		assert_true(faults <= 2 * rounds);
+		assert_true(faults > rounds);
+		testing_assert(wrong_at_end(), __FILE__, __LINE__);
+		fake_source_fini(&t.source);
+		t.source.memory = NULL;
+	}
+}
+
+/* A second free that is noticed when limbo takes remote frees in is reported like any other. */
+static void a_double_free_found_in_limbo_is_reported(void **state)
+{
+	struct kslab_page *page;
+	unsigned char *p, *keep;
+	uint32_t index;
+
+	(void)state;
+	begin_with(&single_frames, 256, false);
+	all_online(2);
+	keep = get_on(1, 1024);
+	p = get_on(1, 1024);
+	page = kslab_page_map_find(&t.heap.map, (uintptr_t)p);
+	index = kslab_page_index(page, (uintptr_t)p);
+	put_on(1, p);
+	assert_int_equal(kslab_heap_cpu_offline(&t.heap, 1), KSLAB_OK);
+	must_pass();
+	/* What a second free leaves whose look came before the first free, and whose fetch_or after it. */
+	__atomic_fetch_or(&page->bits[0].remote, kslab_bit(index), __ATOMIC_SEQ_CST);
+	(void)kslab_heap_quiesce(&t.heap);
+	must_pass();
+	assert_true(faults == 1 && kinds[KSLAB_FAULT_DOUBLE_FREE] == 1);
+	put_on(0, keep);
+	end_with_faults(1);
+}
+
+/* ---- faults and observers while others work --------------------------------------------------------------- */
+
+static void do_wrong(struct worker *worker)
+{
+	for (unsigned i = 0; i < 200; i++)
+		kslab_heap_free(&t.heap, (unsigned char *)worker + 1);
+}
+
+/* CPUs that are not online may free, so they may do it wrong, all at once. */
+static void faults_of_cpus_that_are_not_online_do_not_race(void **state)
+{
+	struct worker workers[4];
+
+	(void)state;
+	begin_with(&single_frames, 256, false);
+	put_on(0, get_on(0, 64));
+	for (unsigned i = 0; i < 4; i++)
+		start(&workers[i], 8 + i, do_wrong, 15);
+	for (unsigned i = 0; i < 4; i++)
+		join(&workers[i]);
+	must_pass();
+	assert_true(kinds[KSLAB_FAULT_FOREIGN_POINTER] == 800);
+	end_with_faults(800);
+}
+
+static void observe(struct worker *worker)
+{
+	for (unsigned i = 0; i < STEPS(300); i++) {
+		struct kslab_stats stats;
+
+		kslab_heap_stats(&t.heap, &stats);
+		(void)kslab_heap_quiesce(&t.heap);
+	}
+	(void)worker;
+}
+
+/* "While others run the figures are only near", but the calls come back. */
+static void stats_and_quiesce_may_be_called_while_others_work(void **state)
+{
+	struct worker workers[4];
+
+	(void)state;
+	begin_with(&single_frames, 16384, false);
+	all_online(4);
+	stop = 0;
+	start(&workers[0], 0, observe, 17);
+	for (unsigned i = 1; i < 4; i++)
+		start(&workers[i], i, mix_for_ever, 17);
+	join(&workers[0]);
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	for (unsigned i = 1; i < 4; i++)
+		join(&workers[i]);
+	empty_shared();
+	must_pass();
+	end_with_faults(0);
+}
+
+#define TEST(name) cmocka_unit_test_teardown(name, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(quiesce_is_false_until_the_owner_has_taken_in_its_mail),
+		TEST(quiesce_is_true_once_every_owner_has_idled),
+		TEST(a_reclaim_request_is_served_by_idle_cpus),
+		TEST(a_reclaim_request_is_served_for_every_level),
+		TEST(with_retention_0_nothing_is_kept),
+		TEST(a_page_of_a_cpu_that_is_gone_is_adopted),
+		TEST(a_double_free_found_in_limbo_is_reported),
+		TEST(of_two_frees_at_once_exactly_one_is_refused_in_every_interleaving),
+		TEST(of_three_frees_at_once_two_are_refused),
+		TEST(what_one_cpu_allocates_another_frees),
+		TEST(a_cpu_that_only_frees_starves_nobody),
+		TEST(two_cpus_mix_everything),
+		TEST(sixteen_cpus_mix_everything),
+		TEST(no_page_goes_back_with_an_object_live),
+		TEST(cpus_come_and_go_while_others_go_on),
+		TEST(thousands_of_short_lived_threads_leak_nothing),
+		TEST(faults_of_cpus_that_are_not_online_do_not_race),
+		TEST(stats_and_quiesce_may_be_called_while_others_work),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
