@@ -206,6 +206,7 @@ size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *obje
 {
 	struct walk walk = { heap, fn, ctx, 0, false };
 	const struct kslab_page *page;
+	size_t bytes;
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return 0;
@@ -215,7 +216,10 @@ size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *obje
 		if (KSLAB_LOAD_RELAXED(&page->owner) != kslab_large_tag(heap))
 			continue; /* freed, a zone's spare */
 		walk.seen++;
-		walk.stopped = !fn(ctx, (void *)page->data, kslab_large_bytes(heap, page));
+		bytes = kslab_large_bytes(heap, page);
+		if (heap->debug_level != 0)
+			kslab_debug_walk(heap, page, 0, &bytes);
+		walk.stopped = !fn(ctx, (void *)page->data, bytes);
 	}
 	return walk.seen;
 }

@@ -463,7 +463,8 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 	unsigned cls;
 	size_t n;
 
-	if (is_free(page, index, &slot)) {
+	/* Poisoned although its bit says live: just taken, or about to be given back. */
+	if (is_free(page, index, &slot) || (slot.has_code && code_of(&slot) == CODE_FREE)) {
 		*what = "a free object was written to";
 		return free_damage(heap, &slot);
 	}
@@ -473,10 +474,15 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 
 bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *bytes)
 {
-	const struct slot slot = slot_of(heap, page, index);
+	struct slot slot;
 	unsigned cls;
 	size_t n;
 
+	if (page->state == KSLAB_PAGE_LARGE) {
+		*bytes = page->bits[0].remote;
+		return true;
+	}
+	slot = slot_of(heap, page, index);
 	if (slot.trailer != NULL && is_freed(slot.trailer))
 		return false;
 	*bytes = live_damage(&slot, &n, &cls) == NONE ? n : slot.bytes;
@@ -648,6 +654,21 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 		report.count = wrong;
 		kslab_report_fault(heap, &report);
 	}
+}
+
+void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
+			 size_t align)
+{
+	/* The room for a redzone must not make a single frame too small: then it is what the frame has left. */
+	if (object == NULL && n <= heap->page_bytes && kslab_class_bytes(request->cls) > heap->page_bytes &&
+	    kslab_heap_last_error(heap) == KSLAB_NO_PAGES) {
+		object = kslab_large_alloc(heap, n, align, request->flags);
+		if (object != NULL)
+			kslab_debug_large_issue(heap, object, n, request->flags);
+	} else if (object != NULL) {
+		kslab_debug_issue(heap, object, request, n, align);
+	}
+	return object;
 }
 
 void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n)

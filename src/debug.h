@@ -44,6 +44,9 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 /* How many bytes a live slot was asked for. Return: false: none that is sound (it may be in quarantine): reported. */
 bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *n,
 			 const void *caller);
+/* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
+void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
+			 size_t align);
 /* n of a live slot changes in place; it was measured. */
 void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n);
 /* A free of a slot that lies right, through the right door; from here on everything is done or reported. */
@@ -98,7 +101,10 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
 /* The first byte that is wrong in slot index, as an offset; SIZE_MAX: none. *what: one line. Reads only. */
 size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			   const char **what);
-/* For kslab_walk: a slot whose bits say live. Return: false: it is in quarantine; else *bytes is what is the client's. */
+/*
+ * For walks: a slot whose bits say live, or a live large block (index 0). Return: false: it is in quarantine; else
+ * *bytes are the client's.
+ */
 bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *bytes);
 
 /* ---- the fence (fence.c): metadata that contradicts itself ---------------------------------------------- */

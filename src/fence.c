@@ -53,6 +53,20 @@ static bool is_sound(const struct kslab_heap *heap, const struct kslab_page *pag
 	return is_metadata(heap, page->next) && is_metadata(heap, page->prev) && kslab_page_list_is_sound(page);
 }
 
+/* Both neighbours deny the page while they agree with others: its links are what was hit, not theirs. */
+static bool is_misled(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	const struct kslab_page *next = page->next, *prev = page->prev;
+
+	if (!is_metadata(heap, next) || !is_metadata(heap, prev))
+		return true;
+	if (next->state != KSLAB_PAGE_FENCED && next->prev != page && is_metadata(heap, next->prev) &&
+	    next->prev->next == next)
+		return true;
+	return prev->state != KSLAB_PAGE_FENCED && prev->next != page && is_metadata(heap, prev->next) &&
+	       prev->next->prev == prev;
+}
+
 /* ---- is a page sound in itself? ------------------------------------------------------------------------- */
 
 static const char *check_geometry(const struct kslab_heap *heap, const struct kslab_sc *sc,
@@ -194,52 +208,72 @@ static void relink(struct kslab_zone *zone, struct kslab_page *page)
 	zone->owner.empty_run += page->pages;
 }
 
+static void drop_current(struct kslab_sc *sc)
+{
+	sc->page = NULL;
+	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+}
+
 struct rebuild {
 	struct kslab_heap *heap;
 	struct kslab_zone *zone;
 };
 
-/* Back into its list, behind the fence, or none of ours. */
-static void sort_page(void *ctx, struct kslab_page *page, uintptr_t address)
+/* First round: bad pages go behind the fence, while all links are still what they were. */
+static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 {
 	struct rebuild *rebuild = ctx;
 	struct kslab_heap *heap = rebuild->heap;
 	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner), zone = owner & ~KSLAB_TAG_MASK;
-	const char *what;
+	const char *what = NULL;
 
-	if (page->state == KSLAB_PAGE_FENCED || owner == kslab_large_tag(heap) || zone == 0)
+	if (page->state == KSLAB_PAGE_FENCED || owner == kslab_large_tag(heap))
 		return;
-	if (zone != (uintptr_t)rebuild->zone) {
+	if (zone == 0) {
+		/* A page that is being made, or a large block that is free; or erased. */
+		if (page->state != KSLAB_PAGE_LARGE && page->data != address)
+			what = "corrupt metadata: a descriptor was erased";
+	} else if (zone != (uintptr_t)rebuild->zone) {
 		/* Somebody else's, who looks by himself; or nobody's. */
 		if (!is_zone(heap, (const struct kslab_owner *)zone))
-			fence(rebuild->zone, page, address, "corrupt metadata: the owner of a page is none");
+			what = "corrupt metadata: the owner of a page is none";
+	} else if (page->state != KSLAB_PAGE_IDLE) { /* else: about to be inserted or released */
+		what = check_page(heap, rebuild->zone, page);
+		if (what == NULL && page->state != KSLAB_PAGE_CURRENT && is_misled(heap, page))
+			what = "corrupt metadata: the links of a page are broken";
+	}
+	if (what == NULL)
 		return;
-	}
-	if (page->state == KSLAB_PAGE_IDLE)
-		return; /* about to be inserted or released */
-	what = check_page(heap, rebuild->zone, page);
-	if (what == NULL) {
-		relink(rebuild->zone, page);
-		return;
-	}
-	if (is_sc_of(heap, rebuild->zone, page->sc) && page->sc->page == page) {
-		page->sc->page = NULL;
-		page->sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
-	}
+	if (zone == (uintptr_t)rebuild->zone && is_sc_of(heap, rebuild->zone, page->sc) && page->sc->page == page)
+		drop_current(page->sc);
 	fence(rebuild->zone, page, address, what);
 }
 
-static void mend(struct kslab_heap *heap, struct kslab_zone *zone)
+/* Second round: the others go where their state says. */
+static void sort_page(void *ctx, struct kslab_page *page, uintptr_t address)
 {
+	struct rebuild *rebuild = ctx;
+
+	(void)address;
+	if ((KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_MASK) == (uintptr_t)rebuild->zone &&
+	    page->state >= KSLAB_PAGE_CURRENT && page->state <= KSLAB_PAGE_EMPTY)
+		relink(rebuild->zone, page);
+}
+
+/* Make all lists of the zone anew. suspect: whose links were found broken, or NULL. */
+static void mend(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *suspect)
+{
+	struct kslab_page *known = zone->owner.corrupt;
 	struct rebuild rebuild = { heap, zone };
 	struct kslab_sc *sc;
 
+	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++)
+		if (sc->page != NULL && check_page(heap, zone, sc->page) != NULL)
+			drop_current(sc); /* it may not know this class any more when it is met below */
+	each_mapped(heap, judge_page, &rebuild);
+	if (zone->owner.corrupt == known && suspect != NULL && suspect->state != KSLAB_PAGE_FENCED)
+		fence(zone, suspect, suspect->data, "corrupt metadata: the links of a page are broken");
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
-		/* A current page that does not know it any more would not be met as such below. */
-		if (sc->page != NULL && check_page(heap, zone, sc->page) != NULL) {
-			sc->page = NULL;
-			sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
-		}
 		sc->partial.head = sc->full.head = sc->empty.head = NULL;
 		sc->pages = sc->empty_pages = 0;
 	}
@@ -250,15 +284,23 @@ static void mend(struct kslab_heap *heap, struct kslab_zone *zone)
 /* ---- before a slow path --------------------------------------------------------------------------------- */
 
 /* The ends of a list, which an insertion or the removal of its first page writes. */
-static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list *list)
+static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list *list, struct kslab_page **suspect)
 {
-	return list->head == NULL || (is_metadata(heap, list->head) && is_sound(heap, list->head));
+	struct kslab_page *head = list->head;
+
+	if (head == NULL)
+		return true;
+	if (!is_metadata(heap, head))
+		return false;
+	if (!is_sound(heap, head))
+		*suspect = head;
+	return *suspect == NULL;
 }
 
-static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc)
+static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc, struct kslab_page **suspect)
 {
-	return has_sound_ends(heap, &sc->partial) && has_sound_ends(heap, &sc->full) &&
-	       has_sound_ends(heap, &sc->empty);
+	return has_sound_ends(heap, &sc->partial, suspect) && has_sound_ends(heap, &sc->full, suspect) &&
+	       has_sound_ends(heap, &sc->empty, suspect);
 }
 
 /* Take the mail out, drop what is no sound page, put the rest back. Return: true: all was well. */
@@ -278,12 +320,12 @@ static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
 		next = page->mail_next;
 		if (page->state == KSLAB_PAGE_FENCED)
 			continue;
-		if (check_page(heap, zone, page) != NULL ||
-		    (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page))) {
+		if (check_page(heap, zone, page) != NULL) {
 			sound = false;
-			if (check_page(heap, zone, page) != NULL)
-				continue;
+			continue;
 		}
+		if (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page))
+			sound = false;
 		do {
 			page->mail_next = head;
 		} while (!KSLAB_CAS_RELEASE(&zone->owner.mailbox, &head, page));
@@ -294,63 +336,86 @@ static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
 void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone)
 {
 	if (!sift_mail(heap, zone))
-		mend(heap, zone);
+		mend(heap, zone, NULL);
 }
 
 void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
 {
-	if (!sift_mail(heap, zone) || !has_sound_lists(heap, sc) ||
+	struct kslab_page *suspect = NULL;
+
+	if (!sift_mail(heap, zone) || !has_sound_lists(heap, sc, &suspect) ||
 	    (sc->page != NULL && check_page(heap, zone, sc->page) != NULL) ||
 	    (sc->partial.head != NULL && check_page(heap, zone, sc->partial.head) != NULL) ||
 	    (sc->empty.head != NULL && check_page(heap, zone, sc->empty.head) != NULL))
-		mend(heap, zone);
+		mend(heap, zone, suspect);
 }
 
 bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index)
 {
 	kslab_word freed = KSLAB_LOAD_RELAXED(&page->bits[index / KSLAB_WORD_BITS].freed) | kslab_bit(index);
+	struct kslab_page *suspect = NULL;
 
-	/* Only these two change lists (kslab_sc_free_local). */
-	if (page->state != KSLAB_PAGE_FULL && freed != ~(kslab_word)0 && page->state < KSLAB_PAGE_FULL &&
-	    page->state != KSLAB_PAGE_IDLE)
+	/* What changes lists (kslab_sc_free_local): the first free of a full page, the last of a word. */
+	if ((page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) && freed != ~(kslab_word)0)
 		return true;
-	if (check_page(heap, zone, page) != NULL ||
-	    (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page)) || !has_sound_lists(heap, page->sc))
-		mend(heap, zone);
+	if (check_page(heap, zone, page) == NULL) {
+		if (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page))
+			suspect = page;
+		if (suspect == NULL && has_sound_lists(heap, page->sc, &suspect))
+			return true;
+	}
+	mend(heap, zone, suspect);
 	return page->state != KSLAB_PAGE_FENCED;
 }
 
 void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
 {
-	if (!has_sound_ends(heap, &sc->empty) || !is_sound(heap, sc->empty.head->prev) ||
-	    check_page(heap, zone, sc->empty.head->prev) != NULL)
-		mend(heap, zone);
+	struct kslab_page *suspect = NULL, *tail;
+
+	if (has_sound_ends(heap, &sc->empty, &suspect)) {
+		tail = sc->empty.head->prev;
+		if (check_page(heap, zone, tail) == NULL) {
+			if (is_sound(heap, tail))
+				return;
+			suspect = tail;
+		}
+	}
+	mend(heap, zone, suspect);
 }
 
-static bool is_list_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page_list *list)
+/* Return: false: *suspect is the page where the list breaks, if that is one. */
+static bool is_list_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page_list *list,
+			  struct kslab_page **suspect)
 {
-	const struct kslab_page *page = list->head;
+	struct kslab_page *page = list->head;
 
 	if (page != NULL && !is_metadata(heap, page))
 		return false;
-	for (; page != NULL; page = kslab_page_list_after(list, page))
-		if (!is_sound(heap, page) || check_page(heap, zone, page) != NULL)
+	for (; page != NULL; page = kslab_page_list_after(list, page)) {
+		if (check_page(heap, zone, page) != NULL)
 			return false;
+		if (!is_sound(heap, page)) {
+			*suspect = page;
+			return false;
+		}
+	}
 	return true;
 }
 
 void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone)
 {
 	bool sound = sift_mail(heap, zone);
+	struct kslab_page *suspect = NULL;
 	struct kslab_sc *sc;
 
 	for (unsigned i = 0; sound && (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
 		sound = (sc->page == NULL || check_page(heap, zone, sc->page) == NULL) &&
-			is_list_sound(heap, zone, &sc->partial) && is_list_sound(heap, zone, &sc->full) &&
-			is_list_sound(heap, zone, &sc->empty);
+			is_list_sound(heap, zone, &sc->partial, &suspect) &&
+			is_list_sound(heap, zone, &sc->full, &suspect) &&
+			is_list_sound(heap, zone, &sc->empty, &suspect);
 	}
 	if (!sound)
-		mend(heap, zone);
+		mend(heap, zone, suspect);
 }
 
 /* ---- report, and the end -------------------------------------------------------------------------------- */

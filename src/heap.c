@@ -448,7 +448,8 @@ static enum kslab_reason find_run(struct kslab_heap *heap, size_t bytes, size_t 
 		reason = kslab_source_alloc(heap, wish, 1, flags, run);
 		if (reason == KSLAB_OK || wish == 1 || (wish / 2) << heap->page_shift < bytes)
 			return reason;
-		if (reason != KSLAB_NO_PAGES && reason != KSLAB_QUOTA)
+		/* BUSY: an NMI, which can't ask the callback; a region may still have less. */
+		if (reason != KSLAB_NO_PAGES && reason != KSLAB_QUOTA && reason != KSLAB_BUSY)
 			return reason;
 		if (reason == KSLAB_NO_PAGES && !(flags & KSLAB_NOWAIT) && heap->alloc_pages != NULL)
 			KSLAB_STORE_RELAXED(&heap->run_limit, (uint32_t)wish / 2);
@@ -706,10 +707,10 @@ void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsi
 		return object;
 	}
 	object = kslab_heap_alloc_slow(heap, &request);
-	if (object != NULL && heap->debug_level != 0)
-		kslab_debug_issue(heap, object, &request, n, align);
-	else if (object != NULL && (flags & KSLAB_ZERO))
-		clear(object, n);
+	if (heap->debug_level != 0)
+		return kslab_debug_finish(heap, object, &request, n, align);
+	if (object != NULL && (flags & KSLAB_ZERO))
+		clear(object, kslab_class_bytes(request.cls));
 	return object;
 }
 
@@ -738,7 +739,7 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	}
 	if (page == &kslab_page_metadata)
 		report->fault = KSLAB_FAULT_BAD_POINTER;
-	if (page->state == KSLAB_PAGE_LARGE) {
+	if (sc == NULL && page->slots != 0) { /* a large block, live or freed */
 		report->page = (void *)page->data;
 		report->page_bytes = kslab_large_bytes(heap, page);
 		if (offset >= report->page_bytes) { /* beside the block, in the run of an unusual alignment */
@@ -823,6 +824,14 @@ static bool is_ready_to_free(struct kslab_heap *heap, struct kslab_zone *zone, s
 	return retiring == NULL || kslab_debug_retire(heap, page, index, retiring);
 }
 
+static void count_remote(struct kslab_heap *heap, struct kslab_zone *zone, size_t n)
+{
+	if (zone != NULL)
+		KSLAB_STORE_RELAXED(&zone->owner.remote_frees, zone->owner.remote_frees + n);
+	else
+		KSLAB_FETCH_ADD_RELAXED(&heap->zoneless_frees, n);
+}
+
 KSLAB_INLINE bool set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
 			   struct kslab_retiring *retiring, const void *caller)
 {
@@ -839,14 +848,20 @@ KSLAB_INLINE bool set_free(struct kslab_heap *heap, struct kslab_page *page, uin
 			retire_if_unused(&zone->owner, page);
 		zone->counters.slow_frees++;
 	} else {
-		enum kslab_remote result = kslab_page_free_remote(page, index);
-
-		freed = result != KSLAB_REMOTE_DOUBLE;
-		if (zone != NULL) {
-			KSLAB_STORE_RELAXED(&zone->owner.remote_frees, zone->owner.remote_frees + freed);
-			zone->counters.mails += result == KSLAB_REMOTE_MAILED;
-		} else if (freed) {
-			KSLAB_FETCH_ADD_RELAXED(&heap->zoneless_frees, (size_t)1);
+		/* Counted before it is done: kslab_quiesce never sees a harvest without its free. */
+		count_remote(heap, zone, 1);
+		switch (kslab_page_free_remote(page, index)) {
+		case KSLAB_REMOTE_DOUBLE:
+			count_remote(heap, zone, ~(size_t)0);
+			freed = false;
+			break;
+		case KSLAB_REMOTE_MAILED:
+			if (zone != NULL)
+				zone->counters.mails++;
+			freed = true;
+			break;
+		default:
+			freed = true;
 		}
 	}
 	if (zone != NULL)

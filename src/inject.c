@@ -2,15 +2,18 @@
  * inject.c - owns fault injection: the rule, its events, its text.
  * Rank: 6 (kslab_injecting_hits: 1).  Runs anywhere; the rule is changed in a thread.
  *
- * The fast path knows nothing of it: while allocations are in question, route_limit is 0, as under a debug
- * level, and every allocation comes by kslab_heap_alloc_any, where the question is asked.
+ * The fast path knows nothing of it: while allocations are in question, route_limit is 0, as under
+ * a debug level, and every allocation comes by kslab_heap_alloc_any, where the question is asked.
  */
 #include "inject.h"
 #include "heap.h"
 
 _Static_assert(KSLAB_CLASSES == KSLAB_INJECT_LARGE, "no class means a large block");
 
-/* A number that looks like chance, a function of seed and event: xorshift32 (Marsaglia 2003) over both. */
+/*
+ * A number that looks like chance, a function of seed and event: xorshift32 (Marsaglia 2003) over
+ * both.
+ */
 static uint32_t chance(uint32_t seed, size_t event)
 {
 	uint32_t x = seed ^ ((uint32_t)event * 0x9e3779b9u + 0x7f4a7c15u);
@@ -78,7 +81,7 @@ enum kslab_reason kslab_inject(const struct kslab_inject *rule)
 	return kslab_heap_inject(&kslab_default_heap, rule);
 }
 
-/* ---- text ----------------------------------------------------------------------------------------------- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 /* If the text begins with a word, step over it. */
 static bool skip(const char **text, const char *word)

@@ -22,7 +22,9 @@ KSLAB_INLINE bool kslab_inject_matches(const struct kslab_injecting *inject, uns
 	return !kslab_inject_has_mask(inject) || (inject->rule.classes[cls / 32] >> (cls % 32) & 1);
 }
 
-/* A run from the page source, whatever it is for; where there is a mask, kslab_inject_page judges. */
+/*
+ * A run from the page source, whatever it is for; where there is a mask, kslab_inject_page judges.
+ */
 KSLAB_INLINE bool kslab_inject_run(struct kslab_heap *heap, bool reserve)
 {
 	struct kslab_injecting *inject = &heap->inject;

@@ -190,9 +190,10 @@ static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n,
 		if (kslab_heap_object(heap, p, &bytes, caller) == NULL)
 			return;
 		report.object = p;
-		report.object_bytes = bytes;
+		report.object_bytes = page->state == KSLAB_PAGE_LARGE ? kslab_large_bytes(heap, page) : page->sc->size;
 		report.page = (const void *)page->data;
-		report.page_bytes = page->state == KSLAB_PAGE_LARGE ? bytes : (size_t)page->pages << heap->page_shift;
+		report.page_bytes = page->state == KSLAB_PAGE_LARGE ? report.object_bytes :
+								      (size_t)page->pages << heap->page_shift;
 		kslab_heap_fail(heap, KSLAB_BAD_FREE);
 		kslab_report_fault(heap, &report);
 		return;

@@ -78,7 +78,8 @@ kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page 
 	 */
 	KSLAB_STORE_RELAXED(&bits->freed, freed | (remote & ~twice));
 	KSLAB_FETCH_AND_RELEASE(&bits->remote, ~remote);
-	KSLAB_STORE_RELAXED(&owner->harvested, owner->harvested + kslab_popcount(remote));
+	/* Release: who reads the count, reads the count of the frees, too (kslab_quiesce). */
+	KSLAB_STORE_RELEASE(&owner->harvested, owner->harvested + kslab_popcount(remote));
 	return remote & ~twice;
 }
 

@@ -295,13 +295,19 @@ static void mark_chunks(struct kslab_heap *heap)
 			mark_chunk(heap, chunk);
 }
 
-/* 64-byte aligned memory from the current chunk, or NULL. Under the lock. */
+/*
+ * Memory from the current chunk, or NULL: in whole lines of 64 bytes, or (descriptors with one word of bits) of 32.
+ * Under the lock.
+ */
 static void *bump(struct kslab_meta *meta, size_t bytes)
 {
-	void *mem = (void *)meta->bump;
+	void *mem;
 
-	bytes = (bytes + 63) & ~(size_t)63;
-	if (meta->bump_end - meta->bump < bytes)
+	bytes = (bytes + 31) & ~(size_t)31;
+	if (bytes % 64 == 0)
+		meta->bump = (meta->bump + 63) & ~(uintptr_t)63;
+	mem = (void *)meta->bump;
+	if (meta->bump_end < meta->bump || meta->bump_end - meta->bump < bytes)
 		return NULL;
 	meta->bump += bytes;
 	return mem;
@@ -340,7 +346,7 @@ static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, unsign
 	return KSLAB_OK;
 }
 
-/* 64-byte aligned memory that is never given back, a chunk's rest at a time. */
+/* Memory that is never given back, from the newest chunk. */
 static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
 {
 	for (;;) {
@@ -389,10 +395,10 @@ void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags, en
 	return alloc_piece(heap, bytes, flags, reason);
 }
 
-/* Free lists by number of words: 0 (large), 1-2, 3-5, 6-8, then by doubling. */
+/* Free lists by number of words: 0 (large), 1, 2, 3-5, 6-8, then by doubling. */
 static unsigned descriptor_bin(unsigned words, unsigned *room)
 {
-	static const uint16_t rooms[] = { 1, 2, 5, 8, 16, 32, 64, 128, 256, 512 };
+	static const uint16_t rooms[] = { 1, 1, 2, 5, 8, 16, 32, 64, 128, 256, 512 };
 	unsigned bin = words == KSLAB_DESCRIPTOR_LARGE ? 0 : 1;
 
 	_Static_assert(KSLAB_ARRAY_LENGTH(rooms) ==

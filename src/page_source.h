@@ -45,7 +45,7 @@ bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t page
 /* Purge free memory of the regions down to `keep` dirty base pages. */
 void kslab_source_purge(struct kslab_heap *heap, size_t keep);
 
-/* Memory for metadata, 64-byte aligned, contents arbitrary; lives as long as the heap. NULL: *reason says why. */
+/* Memory for metadata, 64-byte aligned (32 for odd multiples of 32 bytes), contents arbitrary; lives as long as the heap. NULL: *reason says why. */
 void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason);
 
 /* A descriptor with room for so many bitfield words; type-stable. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * print.h - owns text for the observers: strings and numbers, character by character, without a division.
+ * print.h - owns text for the observers: strings and numbers, character by character, without a
+ * division.
  * Rank: 1.  Runs anywhere.
  */
 #ifndef KSLAB_PRINT_H
@@ -30,7 +31,10 @@ static inline void kslab_print_text(struct kslab_printer *printer, const char *t
 		kslab_print_char(printer, ' ');
 }
 
-/* Right-aligned decimal. By subtraction of powers of ten: 64-bit division would call libgcc on 32-bit machines. */
+/*
+ * Right-aligned decimal. By subtraction of powers of ten: 64-bit division would call libgcc on
+ * 32-bit machines.
+ */
 static inline void kslab_print_number(struct kslab_printer *printer, uint64_t value, unsigned width)
 {
 	char digits[20];
@@ -55,8 +59,8 @@ static inline void kslab_print_number(struct kslab_printer *printer, uint64_t va
 }
 
 /* "text value", for lines of figures. */
-static inline void kslab_print_pair(struct kslab_printer *printer, const char *before, uint64_t value,
-				    const char *after)
+static inline void kslab_print_pair(struct kslab_printer *printer, const char *before,
+				    uint64_t value, const char *after)
 {
 	kslab_print_text(printer, before, 0);
 	kslab_print_number(printer, value, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * print_map.c - owns the picture of the object pages as text.
- * Rank: 6.  Runs anywhere, no lock; reads only. Lists are followed no further than their count, so that a heap
- * that is broken can be printed, too.
+ * Rank: 6.  Runs anywhere, no lock; reads only. Lists are followed no further than their count, so
+ * that a heap that is broken can be printed, too.
  */
 #include <kslab/observe.h>
 
@@ -38,7 +38,8 @@ static char letter(const struct kslab_sc *sc, const struct kslab_page *page)
 
 static void print_label(struct map_printer *map)
 {
-	const size_t bytes = map->cache != NULL ? map->cache->slot_bytes : kslab_class_bytes(map->cls);
+	const size_t bytes =
+		map->cache != NULL ? map->cache->slot_bytes : kslab_class_bytes(map->cls);
 	const char *name = map->cache != NULL ? map->cache->name : NULL;
 	unsigned n = 0;
 
@@ -50,7 +51,8 @@ static void print_label(struct map_printer *map)
 	kslab_print_text(&map->printer, "  ", 0);
 }
 
-static void print_page(struct map_printer *map, const struct kslab_sc *sc, const struct kslab_page *page)
+static void print_page(struct map_printer *map, const struct kslab_sc *sc,
+		       const struct kslab_page *page)
 {
 	if (map->pages++ == 0) {
 		print_label(map);
@@ -85,7 +87,9 @@ static void print_zone(void *ctx, struct kslab_zone *zone)
 	if (sc->page != NULL)
 		print_page(map, sc, sc->page);
 	for (unsigned i = 0; i < 3; i++) {
-		const struct kslab_page_list *list = i == 0 ? &sc->full : i == 1 ? &sc->partial : &sc->empty;
+		const struct kslab_page_list *list = i == 0   ? &sc->full
+						     : i == 1 ? &sc->partial
+							      : &sc->empty;
 		const struct kslab_page *page = list->head;
 
 		for (; page != NULL && left != 0; left--) {
@@ -109,11 +113,13 @@ void kslab_heap_print_map(struct kslab_heap *heap, void (*putc)(void *ctx, char 
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
-	kslab_print_text(&map.printer, "object pages: . empty  1 2 3 4 quarters live  # full  @ current\n", 0);
+	kslab_print_text(&map.printer,
+			 "object pages: . empty  1 2 3 4 quarters live  # full  @ current\n", 0);
 	for (; map.cls < KSLAB_CLASSES; map.cls++)
 		print_class(&map);
 	map.cls = 0;
-	for (map.cache = KSLAB_LOAD_ACQUIRE(&heap->caches); map.cache != NULL; map.cache = map.cache->next)
+	for (map.cache = KSLAB_LOAD_ACQUIRE(&heap->caches); map.cache != NULL;
+	     map.cache = map.cache->next)
 		print_class(&map);
 	kslab_print_pair(&map.printer, "large blocks: ", heap->large_blocks, ", ");
 	kslab_print_pair(&map.printer, "", heap->large_pages, " pages\n");

@@ -353,11 +353,49 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 
 /* ---- progress ------------------------------------------------------------------------------------------- */
 
+/*
+ * Remote frees made, and remote bits taken in: equal when none is pending. A free is counted before it is done,
+ * and what was taken in is summed up first: so a free that is under way can only make the sums differ.
+ */
+static void add_harvested(void *ctx, struct kslab_zone *zone)
+{
+	size_t *harvested = ctx;
+
+	*harvested += KSLAB_LOAD_ACQUIRE(&zone->owner.harvested);
+}
+
+static void add_freed(void *ctx, struct kslab_zone *zone)
+{
+	size_t *freed = ctx;
+
+	*freed += KSLAB_LOAD_RELAXED(&zone->owner.remote_frees);
+}
+
+static void look_for_mail(void *ctx, struct kslab_zone *zone)
+{
+	bool *has_mail = ctx;
+
+	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL)
+		*has_mail = true;
+}
+
+static bool is_balanced(struct kslab_heap *heap)
+{
+	size_t harvested = 0, freed = 0;
+
+	kslab_heap_each_zone(heap, add_harvested, &harvested);
+	kslab_heap_each_zone(heap, add_freed, &freed);
+	return freed + KSLAB_LOAD_RELAXED(&heap->zoneless_frees) == harvested;
+}
+
 void kslab_heap_idle(struct kslab_heap *heap)
 {
+	bool pending;
+
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
 	kslab_large_release_deferred(heap);
+	pending = !is_balanced(heap);
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
 
@@ -369,31 +407,18 @@ void kslab_heap_idle(struct kslab_heap *heap)
 		}
 		if (heap->debug_level != 0)
 			kslab_fence_mail(heap, zone);
-		kslab_sc_drain(&zone->owner);
+		if (pending)
+			kslab_zone_collect(heap, zone);
+		else
+			kslab_sc_drain(&zone->owner);
 		kslab_heap_leave(heap, zone, KSLAB_CALLER());
 	}
 }
 
-/* Remote frees made, and remote frees taken in: equal when none is pending. */
-struct balance {
-	size_t freed, harvested;
-	bool has_mail;
-};
-
-static void add_balance(void *ctx, struct kslab_zone *zone)
-{
-	struct balance *balance = ctx;
-
-	balance->harvested += KSLAB_LOAD_RELAXED(&zone->owner.harvested);
-	balance->freed += KSLAB_LOAD_RELAXED(&zone->owner.remote_frees);
-	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL)
-		balance->has_mail = true;
-}
-
 bool kslab_heap_quiesce(struct kslab_heap *heap)
 {
-	struct balance balance = { 0, 0, false };
 	struct kslab_lock_state state;
+	bool has_mail = false;
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return true;
@@ -415,10 +440,8 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 		kslab_zone_collect(heap, heap->limbo);
 		unlock_reporting(heap, &state);
 	}
-	kslab_heap_each_zone(heap, add_balance, &balance);
-	balance.freed += KSLAB_LOAD_RELAXED(&heap->zoneless_frees);
-	return !balance.has_mail && balance.freed == balance.harvested &&
-	       KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
+	kslab_heap_each_zone(heap, look_for_mail, &has_mail);
+	return !has_mail && is_balanced(heap) && KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
 }
 
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * selftest.c - owns the tests that a kernel can run at boot: of its own hooks, and of a live heap.
- * Rank: 6.  Runs: thread; the port test on CPU 0 before kslab_init. No misuse is tried: the report hook may stop
- * the machine.
+ * Rank: 6.  Runs: thread; the port test on CPU 0 before kslab_init. No misuse is tried: the report
+ * hook may stop the machine.
  */
 #include <kslab/observe.h>
 
@@ -14,7 +14,8 @@ struct testing_port {
 	size_t page_bytes;
 };
 
-static bool fail(struct kslab_selftest *out, const char *hook, const char *what, const void *address, size_t count)
+static bool fail(struct kslab_selftest *out, const char *hook, const char *what,
+		 const void *address, size_t count)
 {
 	out->hook = hook;
 	out->what = what;
@@ -23,9 +24,12 @@ static bool fail(struct kslab_selftest *out, const char *hook, const char *what,
 	return false;
 }
 
-/* ---- patterns ------------------------------------------------------------------------------------------- */
+/* ---- patterns -------------------------------------------------------------------------------- */
 
-/* What the word at an address shall hold: a function of the address, so that no two places hold the same. */
+/*
+ * What the word at an address shall hold: a function of the address, so that no two places hold the
+ * same.
+ */
 static uintptr_t pattern(uintptr_t address)
 {
 	return (address ^ (address >> 9)) * (uintptr_t)0x9e3779b1u + 0x7f4a7c15u;
@@ -56,7 +60,7 @@ static uintptr_t find_damage(uintptr_t start, size_t bytes, size_t stride)
 	return *(volatile uintptr_t *)last != pattern(last) ? last : 0;
 }
 
-/* ---- memcpy, memset, memmove, memcmp -------------------------------------------------------------------- */
+/* ---- memcpy, memset, memmove, memcmp --------------------------------------------------------- */
 
 #define BUFFER 64u
 
@@ -66,14 +70,19 @@ static void prepare(volatile unsigned char *buffer)
 		buffer[i] = (unsigned char)(i * 7 + 1);
 }
 
-/* The bytes of buffer are as prepared, but for [to, to + n), which hold what lay at `from`, or `byte`. */
-static bool is_moved(const volatile unsigned char *buffer, unsigned to, unsigned from, unsigned n, int byte)
+/*
+ * The bytes of buffer are as prepared, but for [to, to + n), which hold what lay at `from`, or
+ * `byte`.
+ */
+static bool is_moved(const volatile unsigned char *buffer, unsigned to, unsigned from, unsigned n,
+		     int byte)
 {
 	for (unsigned i = 0; i < BUFFER; i++) {
 		unsigned char want = (unsigned char)(i * 7 + 1);
 
 		if (i - to < n)
-			want = (unsigned char)(byte >= 0 ? (unsigned)byte : (i - to + from) * 7 + 1);
+			want = (unsigned char)(byte >= 0 ? (unsigned)byte
+							 : (i - to + from) * 7 + 1);
 		if (buffer[i] != want)
 			return false;
 	}
@@ -93,28 +102,33 @@ static bool test_memory_functions(struct kslab_selftest *out)
 		for (unsigned at = 1; at < 10; at++) {
 			prepare(a);
 			if (set(a + at, 0xa5, n) != a + at || !is_moved(a, at, 0, n, 0xa5))
-				return fail(out, "memset", "does not set exactly its bytes", NULL, n);
+				return fail(out, "memset", "does not set exactly its bytes", NULL,
+					    n);
 			prepare(a);
 			prepare(b);
 			if (copy(b + at, a + 5, n) != b + at || !is_moved(b, at, 5, n, -1))
-				return fail(out, "memcpy", "does not copy exactly its bytes", NULL, n);
+				return fail(out, "memcpy", "does not copy exactly its bytes", NULL,
+					    n);
 			if (move(a + at, a + 5, n) != a + at || !is_moved(a, at, 5, n, -1))
-				return fail(out, "memmove", "does not move overlapping bytes", NULL, n);
+				return fail(out, "memmove", "does not move overlapping bytes", NULL,
+					    n);
 			prepare(a);
 			prepare(b);
 			if (compare(a + at, b + at, n) != 0)
-				return fail(out, "memcmp", "finds a difference in equal bytes", NULL, n);
+				return fail(out, "memcmp", "finds a difference in equal bytes",
+					    NULL, n);
 			a[at + n] = 0x80;
 			b[at + n] = 0x7f;
-			if (compare(a + at, b + at, n + 1) <= 0 || compare(b + at, a + at, n + 1) >= 0 ||
-			    compare(a + at, b + at, n) != 0)
-				return fail(out, "memcmp", "does not compare unsigned bytes in order", NULL, n);
+			if (compare(a + at, b + at, n + 1) <= 0 ||
+			    compare(b + at, a + at, n + 1) >= 0 || compare(a + at, b + at, n) != 0)
+				return fail(out, "memcmp",
+					    "does not compare unsigned bytes in order", NULL, n);
 		}
 	}
 	return true;
 }
 
-/* ---- CPU and interrupts --------------------------------------------------------------------------------- */
+/* ---- CPU and interrupts ---------------------------------------------------------------------- */
 
 static bool test_cpu(struct kslab_selftest *out)
 {
@@ -135,8 +149,8 @@ static bool test_cpu(struct kslab_selftest *out)
 }
 
 /*
- * SAVE as a function of its own, right behind one and the same comparison: a state that holds all flags of the
- * machine then differs in what SAVE and RESTORE are for, and in nothing else.
+ * SAVE as a function of its own, right behind one and the same comparison: a state that holds all
+ * flags of the machine then differs in what SAVE and RESTORE are for, and in nothing else.
  */
 static KSLAB_SLOW uintptr_t save(const volatile unsigned *zero)
 {
@@ -163,15 +177,17 @@ static bool test_irq(struct kslab_selftest *out)
 	KSLAB_PORT_IRQ_RESTORE(after);
 	out->irq_tested = KSLAB_CFG_LEVELS > 1 && outer != inner;
 	if (again != inner)
-		return fail(out, "KSLAB_PORT_IRQ_RESTORE", "ends a SAVE round the one it belongs to", NULL, again);
+		return fail(out, "KSLAB_PORT_IRQ_RESTORE",
+			    "ends a SAVE round the one it belongs to", NULL, again);
 	if (after != outer)
-		return fail(out, "KSLAB_PORT_IRQ_RESTORE", "does not bring back what SAVE found", NULL, after);
+		return fail(out, "KSLAB_PORT_IRQ_RESTORE", "does not bring back what SAVE found",
+			    NULL, after);
 	if (KSLAB_PORT_IN_NMI())
 		return fail(out, "KSLAB_PORT_IN_NMI", "is true in a thread", NULL, 0);
 	return true;
 }
 
-/* ---- the page source ------------------------------------------------------------------------------------ */
+/* ---- the page source ------------------------------------------------------------------------- */
 
 #define RUNS 20u
 #define ROUNDS 4u
@@ -194,23 +210,29 @@ static bool accept(struct source_test *test, uintptr_t address, size_t pages)
 	const void *at = (const void *)address;
 
 	if ((address & (page_bytes - 1)) != 0)
-		return fail(out, "alloc_pages", "gave a page that is not aligned to page_bytes", at, pages);
+		return fail(out, "alloc_pages", "gave a page that is not aligned to page_bytes", at,
+			    pages);
 	if (address + (bytes - 1) < address)
-		return fail(out, "alloc_pages", "gave a run that wraps the address space", at, pages);
+		return fail(out, "alloc_pages", "gave a run that wraps the address space", at,
+			    pages);
 	for (unsigned i = 0; i < RUNS; i++) {
 		uintptr_t held = test->run[i];
 
-		if (held == 0 || address + (bytes - 1) < held || held + (test->pages[i] * page_bytes - 1) < address)
+		if (held == 0 || address + (bytes - 1) < held ||
+		    held + (test->pages[i] * page_bytes - 1) < address)
 			continue;
 		if (test->gave_back)
-			return fail(out, "free_pages", "took pages back that it was not given", at, pages);
+			return fail(out, "free_pages", "took pages back that it was not given", at,
+				    pages);
 		if (address == held)
 			return fail(out, "alloc_pages", "gave the same page twice", at, pages);
-		return fail(out, "alloc_pages", "gave a run that overlaps an earlier one", at, pages);
+		return fail(out, "alloc_pages", "gave a run that overlaps an earlier one", at,
+			    pages);
 	}
 	fill(address, bytes, stride_of(page_bytes));
 	if (find_damage(address, bytes, stride_of(page_bytes)) != 0)
-		return fail(out, "alloc_pages", "gave memory that does not hold what is written", at, pages);
+		return fail(out, "alloc_pages", "gave memory that does not hold what is written",
+			    at, pages);
 	return true;
 }
 
@@ -224,15 +246,18 @@ static bool test_contents(struct source_test *test)
 
 		if (test->run[i] == 0)
 			continue;
-		damage = find_damage(test->run[i], test->pages[i] * page_bytes, stride_of(page_bytes));
+		damage = find_damage(test->run[i], test->pages[i] * page_bytes,
+				     stride_of(page_bytes));
 		if (damage == 0)
 			continue;
 		if (test->gave_back)
-			return fail(&test->port->out, "free_pages", "changes pages that it was not given",
-				    (const void *)damage, test->pages[i]);
+			return fail(&test->port->out, "free_pages",
+				    "changes pages that it was not given", (const void *)damage,
+				    test->pages[i]);
 		return fail(&test->port->out, "alloc_pages",
-			    damage - test->run[i] < page_bytes ? "gave pages that share memory" :
-								 "gave a run whose pages are not all its own",
+			    damage - test->run[i] < page_bytes
+				    ? "gave pages that share memory"
+				    : "gave a run whose pages are not all its own",
 			    (const void *)damage, test->pages[i]);
 	}
 	return true;
@@ -245,8 +270,8 @@ static bool take_run(struct source_test *test, unsigned i, bool must)
 	uintptr_t address = (uintptr_t)config->alloc_pages(config->source_ctx, pages);
 
 	if (address == 0)
-		return !must || fail(&test->port->out, "free_pages", "does not give memory back to alloc_pages",
-				     NULL, i);
+		return !must || fail(&test->port->out, "free_pages",
+				     "does not give memory back to alloc_pages", NULL, i);
 	if (!accept(test, address, pages))
 		return false; /* it is not given back: who knows what it is */
 	test->run[i] = address;
@@ -274,7 +299,8 @@ static bool test_rounds(struct source_test *test)
 				return false;
 			had[i] = had[i] || test->run[i] != 0;
 			if (!had[0])
-				return fail(&test->port->out, "alloc_pages", "gave not even one page", NULL, 1);
+				return fail(&test->port->out, "alloc_pages",
+					    "gave not even one page", NULL, 1);
 		}
 		if (!test_contents(test))
 			return false;
@@ -303,9 +329,11 @@ static bool test_source(struct testing_port *port)
 	if (port->config->alloc_pages == NULL && port->config->free_pages == NULL)
 		return true;
 	if (port->config->free_pages == NULL)
-		return fail(&port->out, "free_pages", "is missing where alloc_pages is given", NULL, 0);
+		return fail(&port->out, "free_pages", "is missing where alloc_pages is given", NULL,
+			    0);
 	if (port->config->alloc_pages == NULL)
-		return fail(&port->out, "alloc_pages", "is missing where free_pages is given", NULL, 0);
+		return fail(&port->out, "alloc_pages", "is missing where free_pages is given", NULL,
+			    0);
 	memset(&test, 0, sizeof(test));
 	test.port = port;
 	passed = test_rounds(&test);
@@ -314,9 +342,12 @@ static bool test_source(struct testing_port *port)
 	return passed;
 }
 
-/* ---- a region, and purge -------------------------------------------------------------------------------- */
+/* ---- a region, and purge --------------------------------------------------------------------- */
 
-/* The page at each power of two, and the last one: memory that is shorter than it says comes round again. */
+/*
+ * The page at each power of two, and the last one: memory that is shorter than it says comes round
+ * again.
+ */
 static bool test_region(struct testing_port *port, uintptr_t start, size_t pages)
 {
 	size_t page_bytes = port->page_bytes, stride = stride_of(page_bytes);
@@ -328,7 +359,8 @@ static bool test_region(struct testing_port *port, uintptr_t start, size_t pages
 			if (round == 0)
 				fill(at, page_bytes, stride);
 			else if (find_damage(at, page_bytes, stride) != 0)
-				return fail(&port->out, "region", "memory does not hold what is written",
+				return fail(&port->out, "region",
+					    "memory does not hold what is written",
 					    (const void *)at, page);
 		}
 		if (round == 0) {
@@ -336,7 +368,8 @@ static bool test_region(struct testing_port *port, uintptr_t start, size_t pages
 
 			fill(last, page_bytes, stride);
 			if (find_damage(last, page_bytes, stride) != 0)
-				return fail(&port->out, "region", "memory ends early", (const void *)last, pages);
+				return fail(&port->out, "region", "memory ends early",
+					    (const void *)last, pages);
 		}
 	}
 	return true;
@@ -355,19 +388,23 @@ static bool test_purge(struct testing_port *port, uintptr_t start, size_t pages)
 	config->purge(config->source_ctx, (void *)middle, page_bytes);
 	for (uintptr_t a = middle; a - middle < page_bytes; a += sizeof(uintptr_t))
 		if (*(volatile uintptr_t *)a != 0)
-			return fail(&port->out, "purge", "memory does not read as zero after it", (const void *)a,
-				    a - middle);
-	if (find_damage(start, page_bytes, stride) != 0 || find_damage(middle + page_bytes, page_bytes, stride) != 0)
-		return fail(&port->out, "purge", "changes memory beside what it is given", (const void *)middle, 0);
+			return fail(&port->out, "purge", "memory does not read as zero after it",
+				    (const void *)a, a - middle);
+	if (find_damage(start, page_bytes, stride) != 0 ||
+	    find_damage(middle + page_bytes, page_bytes, stride) != 0)
+		return fail(&port->out, "purge", "changes memory beside what it is given",
+			    (const void *)middle, 0);
 	fill(middle, page_bytes, stride);
 	if (find_damage(middle, page_bytes, stride) != 0)
-		return fail(&port->out, "purge", "memory can't be used after it", (const void *)middle, 0);
+		return fail(&port->out, "purge", "memory can't be used after it",
+			    (const void *)middle, 0);
 	return true;
 }
 
 static bool test_memory(struct testing_port *port, void *mem, size_t bytes)
 {
-	uintptr_t start = ((uintptr_t)mem + port->page_bytes - 1) & ~(uintptr_t)(port->page_bytes - 1);
+	uintptr_t start =
+		((uintptr_t)mem + port->page_bytes - 1) & ~(uintptr_t)(port->page_bytes - 1);
 	uintptr_t end = ((uintptr_t)mem + bytes) & ~(uintptr_t)(port->page_bytes - 1);
 
 	if (mem == NULL)
@@ -380,23 +417,27 @@ static bool test_memory(struct testing_port *port, void *mem, size_t bytes)
 	       test_purge(port, start, (end - start) >> kslab_log2(port->page_bytes));
 }
 
-bool kslab_selftest_port(const struct kslab_config *config, void *mem, size_t bytes, struct kslab_selftest *out)
+bool kslab_selftest_port(const struct kslab_config *config, void *mem, size_t bytes,
+			 struct kslab_selftest *out)
 {
 	struct testing_port port = { config, { NULL, NULL, NULL, 0, false }, 0 };
 	bool passed;
 
 	port.page_bytes = config->page_bytes != 0 ? config->page_bytes : 4096;
-	if (!kslab_is_power_of_two(port.page_bytes) || port.page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
-		passed = fail(&port.out, "page_bytes", "is no power of two, or below the grain", NULL, port.page_bytes);
+	if (!kslab_is_power_of_two(port.page_bytes) ||
+	    port.page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
+		passed = fail(&port.out, "page_bytes", "is no power of two, or below the grain",
+			      NULL, port.page_bytes);
 	else
-		passed = test_memory_functions(&port.out) && test_cpu(&port.out) && test_irq(&port.out) &&
-			 test_source(&port) && test_memory(&port, mem, bytes);
+		passed = test_memory_functions(&port.out) && test_cpu(&port.out) &&
+			 test_irq(&port.out) && test_source(&port) &&
+			 test_memory(&port, mem, bytes);
 	if (out != NULL)
 		*out = port.out;
 	return passed;
 }
 
-/* ---- a live heap ---------------------------------------------------------------------------------------- */
+/* ---- a live heap ----------------------------------------------------------------------------- */
 
 #define OBJECTS 24u
 
@@ -424,7 +465,8 @@ static bool live_verify(struct live_test *test, unsigned k, size_t bytes, const 
 {
 	for (size_t i = 0; i < bytes; i++)
 		if (((volatile unsigned char *)test->object[k])[i] != live_byte(test, k, i))
-			return fail(&test->out, call, "an object does not hold what was written", test->object[k], i);
+			return fail(&test->out, call, "an object does not hold what was written",
+				    test->object[k], i);
 	return true;
 }
 
@@ -437,7 +479,10 @@ static bool live_check(struct live_test *test)
 	return fail(&test->out, "kslab_check", result.what, result.page, result.errors);
 }
 
-/* An object into place k. Return: false: something is wrong. Memory that is out is not: the place stays empty. */
+/*
+ * An object into place k. Return: false: something is wrong. Memory that is out is not: the place
+ * stays empty.
+ */
 static bool live_alloc(struct live_test *test, unsigned k, size_t n, size_t align, unsigned flags)
 {
 	unsigned char *object = kslab_heap_alloc(test->heap, n, align, flags);
@@ -454,7 +499,8 @@ static bool live_alloc(struct live_test *test, unsigned k, size_t n, size_t alig
 	if (((uintptr_t)object & (natural - 1)) != 0)
 		return fail(&test->out, "kslab_alloc", "an object is not aligned", object, n);
 	if (kslab_heap_usable_size(test->heap, object) < n)
-		return fail(&test->out, "kslab_usable_size", "is smaller than what was asked for", object, n);
+		return fail(&test->out, "kslab_usable_size", "is smaller than what was asked for",
+			    object, n);
 	for (size_t i = 0; (flags & KSLAB_ZERO) && i < n; i++)
 		if (((volatile unsigned char *)object)[i] != 0)
 			return fail(&test->out, "kslab_zalloc", "an object is not zero", object, i);
@@ -478,8 +524,10 @@ static bool live_free(struct live_test *test, unsigned k)
 /* Eight of each size; freed from both ends towards the middle, every other one first. */
 static bool live_sizes(struct live_test *test)
 {
-	static const uint16_t sizes[] = { 0,   1,   8,	 16,   24,   40,   64,	 100,  128,   200,
-					  256, 512, 700, 1000, 1024, 2000, 2048, 4096, 10000, 16384 };
+	static const uint16_t sizes[] = {
+		0,   1,	  8,   16,   24,   40,	 64,   100,  128,   200,
+		256, 512, 700, 1000, 1024, 2000, 2048, 4096, 10000, 16384
+	};
 	static const uint8_t order[] = { 0, 2, 4, 6, 7, 5, 3, 1 };
 
 	for (unsigned s = 0; s < KSLAB_ARRAY_LENGTH(sizes); s++) {
@@ -500,7 +548,8 @@ static bool live_alignments(struct live_test *test)
 {
 	unsigned k = 0;
 
-	for (size_t align = 1; align <= 2 * test->heap->page_bytes && k < OBJECTS - 1; align *= 2, k++)
+	for (size_t align = 1; align <= 2 * test->heap->page_bytes && k < OBJECTS - 1;
+	     align *= 2, k++)
 		if (!live_alloc(test, k, 3 * align / 2, align, k & 1 ? KSLAB_ZERO : 0))
 			return false;
 	if (!live_alloc(test, k, KSLAB_CLASS_MAX_BYTES + 1, 1, KSLAB_ZERO))
@@ -528,7 +577,8 @@ static bool live_realloc(struct live_test *test)
 		test->object[0] = object;
 		for (size_t i = 0; i < kept; i++)
 			if (((volatile unsigned char *)object)[i] != (unsigned char)(first + i * 7))
-				return fail(&test->out, "kslab_realloc", "contents were lost", object, i);
+				return fail(&test->out, "kslab_realloc", "contents were lost",
+					    object, i);
 		test->bytes[0] = sizes[s];
 		live_fill(test, 0);
 	}
@@ -565,7 +615,8 @@ static bool live_mix(struct live_test *test)
 		x ^= x >> 17;
 		x ^= x << 5;
 		k = (x >> 8 & 0xff) * OBJECTS >> 8;
-		if (test->object[k] != NULL ? !live_free(test, k) : !live_alloc(test, k, x >> 16 & 0x3ff, 1, 0))
+		if (test->object[k] != NULL ? !live_free(test, k)
+					    : !live_alloc(test, k, x >> 16 & 0x3ff, 1, 0))
 			return false;
 	}
 	for (unsigned k = 0; k < OBJECTS; k++)

@@ -2,13 +2,15 @@
  * snapshot.c - owns marks: a copy of all live bits, and the difference to it.
  * Rank: 6.  Runs: thread or interrupt, no lock held while it looks; exact on a quiet heap.
  *
- * Both walks go along the page map, not along lists: entries always lead to a descriptor, and descriptors are
- * type-stable (I7), so a walk is safe while other CPUs go on. Their order is fixed, side window first, then by
- * address: records come out sorted, and the difference is a merge of two sorted sequences.
+ * Both walks go along the page map, not along lists: entries always lead to a descriptor, and
+ * descriptors are type-stable (I7), so a walk is safe while other CPUs go on. Their order is fixed,
+ * side window first, then by address: records come out sorted, and the difference is a merge of two
+ * sorted sequences.
  *
  *     block -> | header | record | live bits ... | record | live bits ... |     -> block -> ...
  *
- * A record is at most what fits a block, so single base pages are enough; a page with many slots has several.
+ * A record is at most what fits a block, so single base pages are enough; a page with many slots
+ * has several.
  */
 #include <kslab/observe.h>
 
@@ -25,17 +27,18 @@ struct kslab_mark_block {
 
 /* Some words of a page's live bits; `count` words follow. A large block has none. */
 struct kslab_mark_record {
-	uintptr_t data;  /* first slot of the page, or the large block */
-	uint32_t size;   /* slot size; 0: a large block */
-	uint16_t first;  /* number of the first word */
+	uintptr_t data; /* first slot of the page, or the large block */
+	uint32_t size; /* slot size; 0: a large block */
+	uint16_t first; /* number of the first word */
 	uint16_t count;
 };
 
-#define RECORD_WORDS ((sizeof(struct kslab_mark_record) + sizeof(kslab_word) - 1) / sizeof(kslab_word))
+#define RECORD_WORDS                                                                               \
+	((sizeof(struct kslab_mark_record) + sizeof(kslab_word) - 1) / sizeof(kslab_word))
 /* Blocks are made of so many base pages if the source has them, else of one. */
 #define BLOCK_PAGES 4u
 
-/* ---- along the page map --------------------------------------------------------------------------------- */
+/* ---- along the page map ---------------------------------------------------------------------- */
 
 /* First byte behind what a descriptor stands for. */
 static uintptr_t end_of(const struct kslab_heap *heap, const struct kslab_page *page)
@@ -47,13 +50,14 @@ static uintptr_t end_of(const struct kslab_heap *heap, const struct kslab_page *
 
 /* A place in the page map: the side window comes first, as what it holds is older. */
 struct place {
-	bool in_window;  /* false: in the side window */
+	bool in_window; /* false: in the side window */
 	uint64_t offset; /* in it */
 };
 
 static bool is_in_side(const struct kslab_page_map *map, uintptr_t address)
 {
-	return map->side[0] != 0 && address - map->side_base < (uintptr_t)KSLAB_SIDE_ENTRIES << KSLAB_CFG_LEAF_SHIFT;
+	return map->side[0] != 0 && address - map->side_base < (uintptr_t)KSLAB_SIDE_ENTRIES
+								       << KSLAB_CFG_LEAF_SHIFT;
 }
 
 /* The walk comes by a before it comes by b. */
@@ -81,13 +85,15 @@ static const struct kslab_page *next_page(const struct kslab_heap *heap, struct 
 			continue;
 		}
 		address = base + (uintptr_t)at->offset;
-		if ((at->offset & (leaf_bytes - 1)) == 0 && kslab_page_map_lacks_leaf(map, address, 1, &missing)) {
+		if ((at->offset & (leaf_bytes - 1)) == 0 &&
+		    kslab_page_map_lacks_leaf(map, address, 1, &missing)) {
 			at->offset += leaf_bytes;
 			continue;
 		}
 		page = kslab_page_map_find(map, address);
 		at->offset += (uint64_t)1 << KSLAB_CFG_GRAIN_SHIFT;
-		if (page == &kslab_page_nobody || page == &kslab_page_released || page == &kslab_page_metadata)
+		if (page == &kslab_page_nobody || page == &kslab_page_released ||
+		    page == &kslab_page_metadata)
 			continue;
 		/* Behind the whole of it; at the top of the address space its end is 0. */
 		if (end_of(heap, page) - base > (uintptr_t)at->offset)
@@ -111,8 +117,12 @@ static bool judge_page(const struct kslab_heap *heap, const struct kslab_page *p
 	return true;
 }
 
-/* In the order of a bit's way, so that a slot on its way is not taken for live (heap.c, memory order). */
-static kslab_word live_word(const struct kslab_heap *heap, const struct kslab_page *page, unsigned i)
+/*
+ * In the order of a bit's way, so that a slot on its way is not taken for live (heap.c, memory
+ * order).
+ */
+static kslab_word live_word(const struct kslab_heap *heap, const struct kslab_page *page,
+			    unsigned i)
 {
 	kslab_word free = KSLAB_LOAD_ACQUIRE(&page->bits[i].remote);
 
@@ -122,7 +132,7 @@ static kslab_word live_word(const struct kslab_heap *heap, const struct kslab_pa
 	return ~(free | kslab_page_tail(page, i));
 }
 
-/* ---- sequence numbers of debug level 2 ------------------------------------------------------------------ */
+/* ---- sequence numbers of debug level 2 ------------------------------------------------------- */
 
 /* a is known and comes after b; numbers wrap. */
 static bool is_after(uintptr_t a, uintptr_t b)
@@ -143,7 +153,7 @@ static void note_sequence(struct kslab_mark *mark, const struct kslab_page *page
 		mark->sequence = sequence;
 }
 
-/* ---- take a mark ---------------------------------------------------------------------------------------- */
+/* ---- take a mark ----------------------------------------------------------------------------- */
 
 /* Words of data that a block has room for. */
 static size_t block_room(const struct kslab_heap *heap, const struct kslab_mark_block *block)
@@ -163,7 +173,8 @@ static enum kslab_reason add_block(struct kslab_mark *mark)
 		reason = kslab_source_alloc(heap, 1, 1, 0, &run);
 	if (reason != KSLAB_OK)
 		return reason;
-	kslab_page_map_set(&heap->map, run.address, run.pages << heap->page_shift, &kslab_page_metadata);
+	kslab_page_map_set(&heap->map, run.address, run.pages << heap->page_shift,
+			   &kslab_page_metadata);
 	block = (struct kslab_mark_block *)run.address;
 	block->next = mark->blocks;
 	block->pages = run.pages;
@@ -174,17 +185,20 @@ static enum kslab_reason add_block(struct kslab_mark *mark)
 }
 
 /* A record with `count` words behind it, in this block or the next; NULL: there is none. */
-static struct kslab_mark_record *add_record(const struct kslab_heap *heap, struct kslab_mark_block **at, unsigned want,
-				 unsigned *count)
+static struct kslab_mark_record *add_record(const struct kslab_heap *heap,
+					    struct kslab_mark_block **at, unsigned want,
+					    unsigned *count)
 {
 	for (; *at != NULL; *at = (*at)->next) {
 		struct kslab_mark_block *block = *at;
 		size_t room = block_room(heap, block) - block->words;
 
 		if (room >= RECORD_WORDS + (want != 0)) {
-			struct kslab_mark_record *record = (struct kslab_mark_record *)&block->data[block->words];
+			struct kslab_mark_record *record =
+				(struct kslab_mark_record *)&block->data[block->words];
 
-			*count = want < room - RECORD_WORDS ? want : (unsigned)(room - RECORD_WORDS);
+			*count =
+				want < room - RECORD_WORDS ? want : (unsigned)(room - RECORD_WORDS);
 			block->words += RECORD_WORDS + *count;
 			return record;
 		}
@@ -193,13 +207,14 @@ static struct kslab_mark_record *add_record(const struct kslab_heap *heap, struc
 }
 
 /* Copy a page's live bits. Return: false: the blocks are full. */
-static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at, const struct kslab_page *page,
-			uint32_t size)
+static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at,
+			const struct kslab_page *page, uint32_t size)
 {
 	unsigned words = size != 0 ? kslab_page_words(page) : 0, first = 0, count;
 
 	do {
-		struct kslab_mark_record *record = add_record(mark->heap, at, words - first, &count);
+		struct kslab_mark_record *record =
+			add_record(mark->heap, at, words - first, &count);
 		kslab_word *copy;
 
 		if (record == NULL)
@@ -212,8 +227,10 @@ static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at, c
 		for (unsigned i = 0; i < count; i++) {
 			copy[i] = live_word(mark->heap, page, first + i);
 			mark->objects += kslab_popcount(copy[i]);
-			for (kslab_word w = copy[i]; mark->heap->debug_level >= 2 && w != 0; w &= w - 1)
-				note_sequence(mark, page, (first + i) * KSLAB_WORD_BITS + kslab_ctz(w));
+			for (kslab_word w = copy[i]; mark->heap->debug_level >= 2 && w != 0;
+			     w &= w - 1)
+				note_sequence(mark, page,
+					      (first + i) * KSLAB_WORD_BITS + kslab_ctz(w));
 		}
 		first += count;
 	} while (first < words);
@@ -224,7 +241,10 @@ static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at, c
 	return true;
 }
 
-/* Fill the blocks. Return: false: more room is needed. No callback runs in between: it is one moment. */
+/*
+ * Fill the blocks. Return: false: more room is needed. No callback runs in between: it is one
+ * moment.
+ */
 static bool record_all(struct kslab_mark *mark)
 {
 	struct kslab_mark_block *at = mark->blocks;
@@ -254,7 +274,8 @@ static void free_blocks(struct kslab_mark *mark, struct kslab_mark_block **link)
 
 		next = block->next;
 		mark->pages -= pages;
-		kslab_page_map_set(&heap->map, (uintptr_t)block, pages << heap->page_shift, &kslab_page_released);
+		kslab_page_map_set(&heap->map, (uintptr_t)block, pages << heap->page_shift,
+				   &kslab_page_released);
 		kslab_source_free(heap, (uintptr_t)block, pages);
 	}
 }
@@ -292,7 +313,7 @@ void kslab_unmark(struct kslab_mark *mark)
 	memset(mark, 0, sizeof(*mark));
 }
 
-/* ---- the difference ------------------------------------------------------------------------------------- */
+/* ---- the difference -------------------------------------------------------------------------- */
 
 /* Where the merge stands in the mark's records. */
 struct cursor {
@@ -306,7 +327,9 @@ static const struct kslab_mark_record *current(struct cursor *cursor)
 		cursor->block = cursor->block->next;
 		cursor->word = 0;
 	}
-	return cursor->block != NULL ? (const struct kslab_mark_record *)&cursor->block->data[cursor->word] : NULL;
+	return cursor->block != NULL
+		       ? (const struct kslab_mark_record *)&cursor->block->data[cursor->word]
+		       : NULL;
 }
 
 static const struct kslab_mark_record *step(struct cursor *cursor)
@@ -324,10 +347,12 @@ static kslab_word word_at_mark(const struct kslab_page_map *map, struct cursor *
 {
 	const struct kslab_mark_record *record = current(cursor);
 
-	while (record != NULL && (is_before(map, record->data, page->data) ||
-				  (record->data == page->data && record->first + record->count <= i && size != 0)))
+	while (record != NULL &&
+	       (is_before(map, record->data, page->data) ||
+		(record->data == page->data && record->first + record->count <= i && size != 0)))
 		record = step(cursor);
-	if (record == NULL || record->data != page->data || record->size != size || i < record->first)
+	if (record == NULL || record->data != page->data || record->size != size ||
+	    i < record->first)
 		return 0;
 	return size != 0 ? ((const kslab_word *)record)[RECORD_WORDS + i - record->first] : 1;
 }
@@ -340,34 +365,42 @@ struct difference {
 };
 
 /* Return: false: stop. */
-static bool tell(struct difference *difference, uintptr_t object, size_t bytes)
+static bool tell(struct difference *difference, const struct kslab_page *page, uint32_t index,
+		 size_t size)
 {
+	uintptr_t object = page->data + (uintptr_t)index * size;
+	const struct kslab_heap *heap = difference->mark->heap;
+
 	difference->seen++;
-	return difference->fn == NULL || difference->fn(difference->ctx, (void *)object, bytes);
+	if (heap->debug_level != 0)
+		kslab_debug_walk(heap, page, index, &size);
+	return difference->fn == NULL || difference->fn(difference->ctx, (void *)object, size);
 }
 
-static bool compare_page(struct difference *difference, struct cursor *cursor, const struct kslab_page *page,
-			 uint32_t size)
+static bool compare_page(struct difference *difference, struct cursor *cursor,
+			 const struct kslab_page *page, uint32_t size)
 {
 	struct kslab_heap *heap = difference->mark->heap;
 	const uintptr_t newest = difference->mark->sequence;
 
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
-		kslab_word live = live_word(heap, page, i), old = word_at_mark(&heap->map, cursor, page, size, i);
+		kslab_word live = live_word(heap, page, i),
+			   old = word_at_mark(&heap->map, cursor, page, size, i);
 
 		for (; live != 0; live &= live - 1) {
 			uint32_t index = i * KSLAB_WORD_BITS + kslab_ctz(live);
 			bool is_new = !(old & kslab_bit(index)) ||
 				      is_after(sequence_of(heap, page, index), newest);
 
-			if (is_new && !tell(difference, page->data + (uintptr_t)index * size, size))
+			if (is_new && !tell(difference, page, index, size))
 				return false;
 		}
 	}
 	return true;
 }
 
-size_t kslab_diff(const struct kslab_mark *mark, bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx)
+size_t kslab_diff(const struct kslab_mark *mark, bool (*fn)(void *ctx, void *object, size_t bytes),
+		  void *ctx)
 {
 	struct difference difference = { mark, fn, ctx, 0 };
 	struct cursor cursor = { mark->blocks, 0 };
@@ -386,7 +419,7 @@ size_t kslab_diff(const struct kslab_mark *mark, bool (*fn)(void *ctx, void *obj
 				break;
 		} else if (word_at_mark(&heap->map, &cursor, page, 0, 0) == 0 ||
 			   is_after(sequence_of(heap, page, 0), mark->sequence)) {
-			if (!tell(&difference, page->data, kslab_large_bytes(heap, page)))
+			if (!tell(&difference, page, 0, kslab_large_bytes(heap, page)))
 				break;
 		}
 	}

@@ -26,7 +26,8 @@ static void sum_page(void *ctx, const struct kslab_page *page)
 	out->base_pages += page->pages;
 	if (live == 0)
 		out->empty_pages += page->pages;
-	out->waste_bytes += bytes - (size_t)page->slots * out->size + kslab_page_descriptor_bytes(kslab_page_words(page));
+	out->waste_bytes += bytes - (size_t)page->slots * out->size +
+			    kslab_page_descriptor_bytes(kslab_page_words(page));
 }
 
 static void sum_zone(void *ctx, struct kslab_zone *zone)
@@ -43,7 +44,8 @@ static void sum_zone(void *ctx, struct kslab_zone *zone)
 		kslab_sc_each(&own->sc, sum_page, sum);
 }
 
-static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out, const char **name)
+static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out,
+			const char **name)
 {
 	struct class_sum sum = { heap, index, out, NULL };
 
@@ -118,7 +120,7 @@ void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
 	out->cpus_online = heap->cpus_online;
 }
 
-/* ---- text ----------------------------------------------------------------------------------------------- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 /* part / whole in percent, rounded to the nearest. */
 static size_t percent(size_t part, size_t whole)
@@ -132,8 +134,8 @@ static size_t percent(size_t part, size_t whole)
 	return kslab_divide(100 * part + whole / 2, whole);
 }
 
-static void print_row(struct kslab_printer *printer, const char *name, const struct kslab_class_stats *row,
-		      size_t page_bytes)
+static void print_row(struct kslab_printer *printer, const char *name,
+		      const struct kslab_class_stats *row, size_t page_bytes)
 {
 	size_t taken = row->base_pages * page_bytes;
 
@@ -187,7 +189,9 @@ void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), 
 	const char *name;
 
 	kslab_heap_stats(heap, &stats);
-	kslab_print_text(&printer, "class              size   in use    slots   pages    peak  empty  waste\n", 0);
+	kslab_print_text(
+		&printer,
+		"class              size   in use    slots   pages    peak  empty  waste\n", 0);
 	for (unsigned i = 0; class_stats(heap, i, &row, &name); i++)
 		if (row.peak_pages != 0)
 			print_row(&printer, name, &row, stats.page_bytes);

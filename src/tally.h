@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * tally.h - owns what is counted for the observers as it happens: pages of a class at most, failures by reason.
+ * tally.h - owns what is counted for the observers as it happens: pages of a class at most,
+ * failures by reason.
  * Rank: 5.  Runs anywhere, never on a fast path: when pages come and go, and when a call fails.
  */
 #ifndef KSLAB_TALLY_H
@@ -37,8 +38,8 @@ static inline void kslab_tally_remove(struct kslab_heap *heap, const struct ksla
 	const struct kslab_sc *sc = page->sc;
 	size_t *held = &heap->tally.pages[0];
 
-	held = sc->cls == KSLAB_CLASS_CACHE ? &((const struct kslab_cache_zone *)sc)->cache->pages :
-					      held + sc->cls;
+	held = sc->cls == KSLAB_CLASS_CACHE ? &((const struct kslab_cache_zone *)sc)->cache->pages
+					    : held + sc->cls;
 	KSLAB_FETCH_ADD_RELAXED(held, (size_t)0 - page->pages);
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * broken_port.h - owns port macros that can be broken on purpose, one way at a time (KSLAB_CFG_HEADER).
+ * broken_port.h - owns port macros that can be broken on purpose, one way at a time
+ * (KSLAB_CFG_HEADER).
  * Rank: test helper.
  */
 #ifndef BROKEN_PORT_H

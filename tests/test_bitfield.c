@@ -11,7 +11,10 @@
 static kslab_word tree[BITS_MAX / 16];
 static unsigned char model[BITS_MAX];
 
-/* The tree is right: every bit, the lowest one, and every upper level says what the one below it holds. */
+/*
+ * The tree is right: every bit, the lowest one, and every upper level says what the one below it
+ * holds.
+ */
 static void check_tree(size_t bits)
 {
 	const kslab_word *level = tree;
@@ -58,7 +61,8 @@ static void test_words_are_the_levels_one_behind_the_other(void **state)
 	assert_int_equal(kslab_bittree_words(1), 1);
 	assert_int_equal(kslab_bittree_words(KSLAB_WORD_BITS), 1);
 	assert_int_equal(kslab_bittree_words(KSLAB_WORD_BITS + 1), 2 + 1);
-	assert_int_equal(kslab_bittree_words(KSLAB_WORD_BITS * KSLAB_WORD_BITS), KSLAB_WORD_BITS + 1);
+	assert_int_equal(kslab_bittree_words(KSLAB_WORD_BITS * KSLAB_WORD_BITS),
+			 KSLAB_WORD_BITS + 1);
 	assert_int_equal(kslab_bittree_words(KSLAB_WORD_BITS * KSLAB_WORD_BITS + 1),
 			 KSLAB_WORD_BITS + 1 + 2 + 1);
 }
@@ -84,8 +88,10 @@ static void test_every_subset_of_a_small_tree_is_kept_exactly(void **state)
 
 static void test_every_single_bit_is_found_and_cleared_across_level_bounds(void **state)
 {
-	static const size_t sizes[] = { 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 4095,
-					4096, 4097, 32768, 32769, BITS_MAX };
+	static const size_t sizes[] = {
+		31,   32,   33,	  63,	64,   65,   127,   128,	  129,
+		1023, 1024, 1025, 4095, 4096, 4097, 32768, 32769, BITS_MAX
+	};
 
 	(void)state;
 	for (size_t s = 0; s < TESTING_COUNT(sizes); s++) {
@@ -188,7 +194,8 @@ static void test_rotate_right_brings_every_bit_round(void **state)
 	(void)state;
 	for (unsigned bit = 0; bit < 32; bit++)
 		for (unsigned by = 0; by < 32; by++)
-			assert_int_equal(kslab_rotate_right(1u << bit, by), 1u << ((bit - by) & 31));
+			assert_int_equal(kslab_rotate_right(1u << bit, by),
+					 1u << ((bit - by) & 31));
 }
 
 int main(void)

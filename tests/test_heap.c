@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_heap.c - owns the tests of the heap: both page sources, growth, retention, faults of the source,
- * several heaps, and the figures for waste.
+ * test_heap.c - owns the tests of the heap: both page sources, growth, retention, faults of the
+ * source, several heaps, and the figures for waste.
  */
 #include "testing.h"
 
@@ -10,7 +10,7 @@
 
 static struct testing t;
 
-/* ---- a workload that knows what it holds -------------------------------------------------------- */
+/* ---- a workload that knows what it holds ----------------------------------------------------- */
 
 #define HELD_MAX 512u
 
@@ -166,11 +166,12 @@ static void check_stats(const struct workload *w)
 	assert_true(stats.pages_peak <= t.source.pages_peak);
 }
 
-/* ---- random work on every kind of heap ---------------------------------------------------------- */
+/* ---- random work on every kind of heap ------------------------------------------------------- */
 
 static struct workload w;
 
-static void random_work(const struct kslab_config *config, size_t longest_run, bool unaligned, uint64_t seed)
+static void random_work(const struct kslab_config *config, size_t longest_run, bool unaligned,
+			uint64_t seed)
 {
 	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : 4096;
 
@@ -227,7 +228,7 @@ static void test_random_work_with_single_frames_fails_for_more_than_a_page_only(
 	random_work(&runs, 2, true, testing_random_next(&random));
 }
 
-/* ---- single frames are enough ------------------------------------------------------------------- */
+/* ---- single frames are enough ---------------------------------------------------------------- */
 
 static void test_single_frames_serve_every_size_up_to_a_page(void **state)
 {
@@ -269,7 +270,8 @@ static void test_a_page_holds_as_many_powers_of_two_as_fit(void **state)
 		before = t.source.pages_out;
 		for (size_t i = 1; i < 4096 / n; i++) {
 			objects[i] = kslab_heap_malloc(&t.heap, n);
-			assert_int_equal((uintptr_t)objects[i] / 4096, (uintptr_t)objects[0] / 4096);
+			assert_int_equal((uintptr_t)objects[i] / 4096,
+					 (uintptr_t)objects[0] / 4096);
 		}
 		assert_int_equal(t.source.pages_out, before);
 		testing_step(&t);
@@ -279,7 +281,7 @@ static void test_a_page_holds_as_many_powers_of_two_as_fit(void **state)
 	}
 }
 
-/* ---- regions ------------------------------------------------------------------------------------ */
+/* ---- regions --------------------------------------------------------------------------------- */
 
 static unsigned char *stretch(size_t bytes)
 {
@@ -309,7 +311,8 @@ static void test_eight_pages_anywhere_are_a_heap(void **state)
 		memset(&region_heap, 0xa5, sizeof(region_heap));
 		assert_int_equal(kslab_heap_init_region(&region_heap, start, 8 * 4096), KSLAB_OK);
 		while (got < 64 && (objects[got] = kslab_heap_malloc(&region_heap, 100)) != NULL) {
-			assert_true(objects[got] >= start && objects[got] + 100 <= start + 8 * 4096);
+			assert_true(objects[got] >= start &&
+				    objects[got] + 100 <= start + 8 * 4096);
 			memset(objects[got++], 0x11, 100);
 		}
 		assert_true(got >= 36); /* a page of them, at least */
@@ -362,12 +365,14 @@ static void test_regions_may_touch_and_must_not_overlap_by_a_byte(void **state)
 			enum kslab_reason wanted = gap < 0 ? KSLAB_BAD_ARGUMENT : KSLAB_OK;
 
 			assert_int_equal(kslab_heap_init(&region_heap, &config), KSLAB_OK);
-			assert_int_equal(kslab_heap_add_region(&region_heap, first, bytes), KSLAB_OK);
+			assert_int_equal(kslab_heap_add_region(&region_heap, first, bytes),
+					 KSLAB_OK);
 			/* Behind it, and before it: both with a byte in common, or with none. */
-			if (kslab_heap_add_region(&region_heap, first + bytes + gap, bytes + 1) != wanted)
-				fail_msg("offset %zu: gap of %td behind", at, gap);
-			if (kslab_heap_add_region(&region_heap, first - bytes - 777 - gap, bytes + 777) !=
+			if (kslab_heap_add_region(&region_heap, first + bytes + gap, bytes + 1) !=
 			    wanted)
+				fail_msg("offset %zu: gap of %td behind", at, gap);
+			if (kslab_heap_add_region(&region_heap, first - bytes - 777 - gap,
+						  bytes + 777) != wanted)
 				fail_msg("offset %zu: gap of %td before", at, gap);
 			assert_int_equal(recorder.kinds[KSLAB_FAULT_BAD_REGION], gap < 0 ? 2 : 0);
 			assert_int_equal(recorder.count, gap < 0 ? 2 : 0);
@@ -505,7 +510,7 @@ static void test_a_heap_begins_on_a_region_and_goes_on_with_a_page_source(void *
 	fake_source_fini(&late.source);
 }
 
-/* ---- several heaps ------------------------------------------------------------------------------ */
+/* ---- several heaps --------------------------------------------------------------------------- */
 
 static void test_heaps_side_by_side_do_not_disturb_each_other(void **state)
 {
@@ -565,11 +570,12 @@ static void test_two_heaps_share_one_source(void **state)
 	testing_end(&t);
 }
 
-/* ---- pages go back ------------------------------------------------------------------------------ */
+/* ---- pages go back --------------------------------------------------------------------------- */
 
 static void test_retention_0_gives_every_page_back_at_once(void **state)
 {
-	static const size_t sizes[] = { 8, 16, 24, 64, 100, 256, 700, 1024, 2048, 3000, 4096, 9000, 16384, 70000 };
+	static const size_t sizes[] = { 8,    16,   24,	  64,	100,  256,   700,
+					1024, 2048, 3000, 4096, 9000, 16384, 70000 };
 	static const size_t limits[] = { 4096, 65536 };
 
 	(void)state;
@@ -701,9 +707,12 @@ static void test_fini_refuses_while_objects_live_and_changes_nothing(void **stat
 	testing_end(&t);
 }
 
-/* ---- faults of the source ----------------------------------------------------------------------- */
+/* ---- faults of the source -------------------------------------------------------------------- */
 
-/* A fixed sequence over every way to a page: classes, large blocks, alignment, realloc, bulk, reserve. */
+/*
+ * A fixed sequence over every way to a page: classes, large blocks, alignment, realloc, bulk,
+ * reserve.
+ */
 static void sequence(size_t *failures)
 {
 	static const size_t sizes[] = { 8, 24, 100, 700, 2048, 5000, 16384, 20000, 300000 };
@@ -814,7 +823,8 @@ static void test_memory_out_from_every_call_on_is_survived(void **state)
 			testing_begin_with(&t, &fault_configs[c], 4096, true);
 			fake_source_fail_from(&t.source, n);
 			sequence(&failures);
-			assert_true(failures != 0 || n > calls / 2); /* late: in a retry that may fail */
+			assert_true(failures != 0 ||
+				    n > calls / 2); /* late: in a retry that may fail */
 			sequence(&failures); /* the source has recovered */
 			assert_int_equal(failures, 0);
 			testing_end(&t);
@@ -885,7 +895,7 @@ static void test_what_lies_idle_is_taken_back_before_an_allocation_fails(void **
 	for (unsigned i = 0; i < 512; i++)
 		kslab_heap_free(&t.heap, objects[i]);
 	assert_true(t.source.pages_out > 250); /* kept, as asked */
-	t.source.unaligned = true;             /* a run of 400 pages may begin anywhere */
+	t.source.unaligned = true; /* a run of 400 pages may begin anywhere */
 	block = kslab_heap_malloc(&t.heap, 400 * 4096);
 	assert_non_null(block); /* more than was free */
 	testing_step(&t);
@@ -893,7 +903,7 @@ static void test_what_lies_idle_is_taken_back_before_an_allocation_fails(void **
 	testing_end(&t);
 }
 
-/* ---- growth ------------------------------------------------------------------------------------- */
+/* ---- growth ---------------------------------------------------------------------------------- */
 
 static void test_a_class_used_once_costs_its_shortest_page(void **state)
 {
@@ -931,7 +941,8 @@ static void test_object_pages_grow_with_use_up_to_the_limit(void **state)
 		assert_true(count < 20000);
 		objects[count] = kslab_heap_malloc(&t.heap, 256);
 		assert_non_null(objects[count++]);
-		assert_true(kslab_heap_class_stats(&t.heap, kslab_heap_class(&t.heap, 256, 1), &stats));
+		assert_true(
+			kslab_heap_class_stats(&t.heap, kslab_heap_class(&t.heap, 256, 1), &stats));
 		if (stats.object_pages == last_pages)
 			continue;
 		/* One page more: never shorter than the longest so far, at most twice as long. */
@@ -939,7 +950,9 @@ static void test_object_pages_grow_with_use_up_to_the_limit(void **state)
 		assert_true(stats.base_pages - last_base >= longest);
 		assert_true(longest == 0 || stats.base_pages - last_base <= 2 * longest);
 		longest = stats.base_pages - last_base;
-		/* What is not in use is at most about an eighth, or one page of the shortest kind. */
+		/*
+		 * What is not in use is at most about an eighth, or one page of the shortest kind.
+		 */
 		assert_true((stats.slots - stats.live) * 256 <=
 			    (stats.slots * 256) / 8 + 4096 + (last_pages < 8 ? 4096 : 0));
 		last_pages = stats.object_pages;
@@ -951,7 +964,7 @@ static void test_object_pages_grow_with_use_up_to_the_limit(void **state)
 	testing_end(&t);
 }
 
-/* ---- configuration ------------------------------------------------------------------------------ */
+/* ---- configuration --------------------------------------------------------------------------- */
 
 static void test_impossible_configurations_are_refused_before_the_source_is_asked(void **state)
 {
@@ -1027,7 +1040,7 @@ static void test_a_heap_that_was_never_initialised_answers_with_a_reason(void **
 	assert_int_equal(stats.pages_in_use, 0);
 }
 
-/* ---- walk --------------------------------------------------------------------------------------- */
+/* ---- walk ------------------------------------------------------------------------------------ */
 
 static bool see(void *ctx, void *object, size_t bytes)
 {
@@ -1073,7 +1086,7 @@ static void test_the_walk_sees_every_live_object_once(void **state)
 	testing_end(&t);
 }
 
-/* ---- the source may call back ------------------------------------------------------------------- */
+/* ---- the source may call back ---------------------------------------------------------------- */
 
 static void *inner_objects[256];
 static unsigned inner_count;
@@ -1115,11 +1128,12 @@ static void test_the_page_source_may_allocate_while_it_is_asked(void **state)
 	testing_end(&t);
 }
 
-/* ---- figures ------------------------------------------------------------------------------------ */
+/* ---- figures --------------------------------------------------------------------------------- */
 
 /*
- * Two mixes of live objects, counts in a thousand. The server's are the structures at the top of slabinfo of
- * a Linux server with ext4; the small kernel's are what a kernel has that lives on single frames.
+ * Two mixes of live objects, counts in a thousand. The server's are the structures at the top of
+ * slabinfo of a Linux server with ext4; the small kernel's are what a kernel has that lives on
+ * single frames.
  */
 struct mix {
 	uint16_t bytes, per_thousand;
@@ -1180,8 +1194,8 @@ struct waste {
 	double floor; /* the same for whole slots of the objects' classes in single frames, and nothing else */
 };
 
-static struct waste waste_of_mix(const struct mix *mix, size_t kinds, const struct kslab_config *config,
-				 size_t longest_run)
+static struct waste waste_of_mix(const struct mix *mix, size_t kinds,
+				 const struct kslab_config *config, size_t longest_run)
 {
 	static void *objects[MIX_OBJECTS];
 	struct waste waste = { 0, 0 };
@@ -1234,15 +1248,17 @@ static void test_waste_of_a_kernel_mix_stays_within_its_bounds(void **state)
 		with_runs = waste_of_mix(mixes[i].mix, mixes[i].kinds, &runs, 0);
 		with_frames = waste_of_mix(mixes[i].mix, mixes[i].kinds, &frames, 1);
 		refused = waste_of_mix(mixes[i].mix, mixes[i].kinds, &runs, 1);
-		print_message("# %s: default %.4f, frames %.4f (floor %.4f), frames in spite of the default %.4f\n",
+		print_message("# %s: default %.4f, frames %.4f (floor %.4f), "
+			      "frames in spite of the default %.4f\n",
 			      mixes[i].name, with_runs.ratio, with_frames.ratio, with_frames.floor,
 			      refused.ratio);
 		assert_true(with_runs.ratio <= 1.08);
 		/*
-		 * Objects of just over a third or a half of a frame cost what they cost (ext4's inodes: a quarter
-		 * more), whoever allocates; what is promised is the rest.
+		 * Objects of just over a third or a half of a frame cost what they cost (ext4's
+		 * inodes: a quarter more), whoever allocates; what is promised is the rest.
 		 */
-		assert_true(with_frames.ratio <= 1.12 || with_frames.ratio <= with_frames.floor * 1.035);
+		assert_true(with_frames.ratio <= 1.12 ||
+			    with_frames.ratio <= with_frames.floor * 1.035);
 		assert_true(refused.ratio <= with_frames.ratio * 1.02);
 	}
 }
@@ -1299,7 +1315,7 @@ static void test_cost_does_not_grow_with_the_number_of_pages(void **state)
 	assert_true(many < 16 * few);
 }
 
-/* ---- purge -------------------------------------------------------------------------------------- */
+/* ---- purge ----------------------------------------------------------------------------------- */
 
 static size_t purged_bytes;
 
@@ -1352,7 +1368,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random_work_for_every_page_size_limit_and_retention),
-		cmocka_unit_test(test_random_work_with_single_frames_fails_for_more_than_a_page_only),
+		cmocka_unit_test(
+			test_random_work_with_single_frames_fails_for_more_than_a_page_only),
 		cmocka_unit_test(test_single_frames_serve_every_size_up_to_a_page),
 		cmocka_unit_test(test_a_page_holds_as_many_powers_of_two_as_fit),
 		cmocka_unit_test(test_eight_pages_anywhere_are_a_heap),
@@ -1376,7 +1393,8 @@ int main(void)
 		cmocka_unit_test(test_what_lies_idle_is_taken_back_before_an_allocation_fails),
 		cmocka_unit_test(test_a_class_used_once_costs_its_shortest_page),
 		cmocka_unit_test(test_object_pages_grow_with_use_up_to_the_limit),
-		cmocka_unit_test(test_impossible_configurations_are_refused_before_the_source_is_asked),
+		cmocka_unit_test(
+			test_impossible_configurations_are_refused_before_the_source_is_asked),
 		cmocka_unit_test(test_init_fails_cleanly_where_emergency_pages_are_not_to_be_had),
 		cmocka_unit_test(test_a_heap_that_was_never_initialised_answers_with_a_reason),
 		cmocka_unit_test(test_the_walk_sees_every_live_object_once),

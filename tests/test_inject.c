@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_inject.c - owns the tests of fault injection: exactly the events that were asked for fail, everything is well
- * after them, and nothing is left when it is off.
+ * test_inject.c - owns the tests of fault injection: exactly the events that were asked for fail,
+ * everything is well after them, and nothing is left when it is off.
  */
 #include "testing.h"
 
@@ -28,7 +28,7 @@ static bool hit(size_t n)
 	return p == NULL;
 }
 
-/* ---- text ----------------------------------------------------------------------------------------------- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 static void test_parse_takes_every_key(void **state)
 {
@@ -41,13 +41,15 @@ static void test_parse_takes_every_key(void **state)
 	assert_int_equal(rule.fail_nth, 0);
 	assert_int_equal(rule.classes[0], 1u << 7);
 	assert_int_equal(rule.classes[1], 0);
-	assert_int_equal(kslab_inject_parse("allocations:nth=4294967295,share=65536,seed=9", &rule), KSLAB_OK);
+	assert_int_equal(kslab_inject_parse("allocations:nth=4294967295,share=65536,seed=9", &rule),
+			 KSLAB_OK);
 	assert_int_equal(rule.where, KSLAB_INJECT_ALLOCATIONS);
 	assert_int_equal(rule.fail_nth, 4294967295u);
 	assert_int_equal(rule.fail_share, 65536);
 	assert_int_equal(rule.seed, 9);
 	assert_int_equal(rule.fail_every, 0);
-	assert_int_equal(kslab_inject_parse("all:class=large,class=cache,class=16384", &rule), KSLAB_OK);
+	assert_int_equal(kslab_inject_parse("all:class=large,class=cache,class=16384", &rule),
+			 KSLAB_OK);
 	assert_int_equal(rule.where, KSLAB_INJECT_PAGES | KSLAB_INJECT_ALLOCATIONS);
 	assert_int_equal(rule.classes[0], 0);
 	assert_int_equal(rule.classes[1], 7u << 27);
@@ -61,11 +63,27 @@ static void test_parse_takes_every_key(void **state)
 static void test_parse_refuses_everything_else_and_changes_nothing(void **state)
 {
 	static const char *const wrong[] = {
-		"",		  "page",	  "pages ",	     "pages:",	       "pages:every",
-		"pages:every=",	  "pages:every=x", "pages:every=7,",  "pages:every=-1",  "pages,every=7",
-		"pages:every=7;", "Pages",	  "pages:speed=1",   "pages:every=4294967296",
-		"allocations:share=65537",	  "pages:class=",    "pages:class=huge", "off:every=1",
-		"alls",		  "off ",	  " all",
+		"",
+		"page",
+		"pages ",
+		"pages:",
+		"pages:every",
+		"pages:every=",
+		"pages:every=x",
+		"pages:every=7,",
+		"pages:every=-1",
+		"pages,every=7",
+		"pages:every=7;",
+		"Pages",
+		"pages:speed=1",
+		"pages:every=4294967296",
+		"allocations:share=65537",
+		"pages:class=",
+		"pages:class=huge",
+		"off:every=1",
+		"alls",
+		"off ",
+		" all",
 	};
 	struct kslab_inject rule, before;
 
@@ -96,7 +114,7 @@ static void test_wrong_rules_are_refused(void **state)
 	testing_end(&t);
 }
 
-/* ---- allocations ---------------------------------------------------------------------------------------- */
+/* ---- allocations ----------------------------------------------------------------------------- */
 
 static void test_nth_and_every_hit_exactly_these(void **state)
 {
@@ -142,7 +160,8 @@ static void test_only_the_classes_in_the_mask_are_in_question(void **state)
 
 	(void)state;
 	testing_begin(&t, &plain);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 64, 8, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 64, 8, NULL, NULL),
+			 KSLAB_OK);
 	inject("allocations:every=1,class=64");
 	for (size_t n = 0; n < 20000; n += n < 200 ? 1 : 301)
 		assert_int_equal(hit(n), n > 56 && n <= 64);
@@ -164,7 +183,10 @@ static void test_only_the_classes_in_the_mask_are_in_question(void **state)
 	testing_end(&t);
 }
 
-/* 1408 bytes cost as much as 2048 in single frames: its requests go to another class, and are hit there. */
+/*
+ * 1408 bytes cost as much as 2048 in single frames: its requests go to another class, and are hit
+ * there.
+ */
 static void test_a_class_that_another_one_serves_is_hit(void **state)
 {
 	const struct kslab_config single = { .max_page_bytes = 4096 };
@@ -193,7 +215,8 @@ static void test_every_door_asks(void **state)
 	assert_null(kslab_heap_realloc(&t.heap, NULL, 8));
 	assert_null(kslab_heap_realloc(&t.heap, p, 500));
 	assert_int_equal(((unsigned char *)p)[99], 7);
-	assert_ptr_equal(kslab_heap_realloc(&t.heap, p, 101), p); /* in place: nothing is allocated */
+	assert_ptr_equal(kslab_heap_realloc(&t.heap, p, 101),
+			 p); /* in place: nothing is allocated */
 	assert_int_equal(kslab_heap_malloc_bulk(&t.heap, 8, 8, out), 0);
 	inject("off");
 	assert_int_equal(kslab_heap_malloc_bulk(&t.heap, 8, 8, out), 8);
@@ -222,7 +245,7 @@ static void test_off_opens_the_fast_path_again(void **state)
 	testing_end(&t);
 }
 
-/* ---- pages ---------------------------------------------------------------------------------------------- */
+/* ---- pages ----------------------------------------------------------------------------------- */
 
 static void test_a_page_that_fails_fails_the_allocation_when_nothing_lies_idle(void **state)
 {
@@ -284,7 +307,10 @@ static void test_emergency_pages_are_not_failed(void **state)
 	testing_end(&t);
 }
 
-/* Fail every single page run of a workload in turn: each time everything is well, and every page comes back. */
+/*
+ * Fail every single page run of a workload in turn: each time everything is well, and every page
+ * comes back.
+ */
 static void test_each_page_of_a_workload_may_fail(void **state)
 {
 	size_t events = 1;
@@ -322,7 +348,9 @@ static void test_random_failures_leave_the_heap_well(void **state)
 			kslab_heap_free(&t.heap, p[i]);
 			p[i] = NULL;
 		} else {
-			p[i] = kslab_heap_malloc(&t.heap, testing_random_below(&random, i % 40 ? 3000 : 60000));
+			p[i] = kslab_heap_malloc(&t.heap,
+						 testing_random_below(&random,
+								      i % 40 ? 3000 : 60000));
 		}
 		if (step % 500 == 0)
 			testing_step(&t);
@@ -346,7 +374,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(test_parse_takes_every_key, fresh),
-		cmocka_unit_test_setup(test_parse_refuses_everything_else_and_changes_nothing, fresh),
+		cmocka_unit_test_setup(test_parse_refuses_everything_else_and_changes_nothing,
+				       fresh),
 		cmocka_unit_test_setup(test_wrong_rules_are_refused, fresh),
 		cmocka_unit_test_setup(test_nth_and_every_hit_exactly_these, fresh),
 		cmocka_unit_test_setup(test_share_is_met_and_the_seed_decides, fresh),
@@ -354,7 +383,8 @@ int main(void)
 		cmocka_unit_test_setup(test_a_class_that_another_one_serves_is_hit, fresh),
 		cmocka_unit_test_setup(test_every_door_asks, fresh),
 		cmocka_unit_test_setup(test_off_opens_the_fast_path_again, fresh),
-		cmocka_unit_test_setup(test_a_page_that_fails_fails_the_allocation_when_nothing_lies_idle, fresh),
+		cmocka_unit_test_setup(
+			test_a_page_that_fails_fails_the_allocation_when_nothing_lies_idle, fresh),
 		cmocka_unit_test_setup(test_pages_of_a_class_alone, fresh),
 		cmocka_unit_test_setup(test_emergency_pages_are_not_failed, fresh),
 		cmocka_unit_test_setup(test_each_page_of_a_workload_may_fail, fresh),

@@ -28,7 +28,7 @@ static bool is_filled(const unsigned char *mem, unsigned char byte, size_t n)
 	return true;
 }
 
-/* ---- sizes -------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 static void test_size_0_gives_distinct_objects_that_can_be_freed(void **state)
 {
@@ -50,7 +50,9 @@ static void test_size_0_gives_distinct_objects_that_can_be_freed(void **state)
 
 static void test_usable_size_is_good_size_for_every_size_and_all_of_it_can_be_used(void **state)
 {
-	static const struct kslab_config configs[] = { { 0 }, { .max_page_bytes = 4096 }, { .min_align = 16 } };
+	static const struct kslab_config configs[] = { { 0 },
+						       { .max_page_bytes = 4096 },
+						       { .min_align = 16 } };
 
 	(void)state;
 	for (size_t c = 0; c < TESTING_COUNT(configs); c++) {
@@ -104,7 +106,7 @@ static void test_sizes_up_to_the_end_of_the_address_space_fail_with_too_large(vo
 	testing_end(&t);
 }
 
-/* ---- alignment ---------------------------------------------------------------------------------- */
+/* ---- alignment ------------------------------------------------------------------------------- */
 
 static void test_every_size_is_aligned_as_promised(void **state)
 {
@@ -113,7 +115,8 @@ static void test_every_size_is_aligned_as_promised(void **state)
 	(void)state;
 	for (size_t p = 0; p < TESTING_COUNT(page_sizes); p++) {
 		for (size_t align = 8; align <= 16; align *= 2) {
-			struct kslab_config config = { .page_bytes = page_sizes[p], .min_align = align };
+			struct kslab_config config = { .page_bytes = page_sizes[p],
+						       .min_align = align };
 			void *objects[7];
 
 			testing_begin_with(&t, &config, 1024, true);
@@ -123,7 +126,8 @@ static void test_every_size_is_aligned_as_promised(void **state)
 					assert_non_null(objects[i]);
 					if (n >= align && (uintptr_t)objects[i] % align != 0)
 						fail_msg("%zu bytes at %p", n, objects[i]);
-					if (n > page_sizes[p] && (uintptr_t)objects[i] % page_sizes[p] != 0)
+					if (n > page_sizes[p] &&
+					    (uintptr_t)objects[i] % page_sizes[p] != 0)
 						fail_msg("%zu bytes, not page aligned", n);
 				}
 				for (unsigned i = 0; i < 7; i++)
@@ -166,7 +170,8 @@ static void test_aligned_alloc_serves_every_power_of_two_and_no_other(void **sta
 				testing_step(&t);
 				for (unsigned i = 0; i < 3; i++) {
 					if (i == 1)
-						kslab_heap_free_aligned_sized(&t.heap, objects[i], align, n);
+						kslab_heap_free_aligned_sized(&t.heap, objects[i],
+									      align, n);
 					else
 						kslab_heap_free(&t.heap, objects[i]);
 				}
@@ -191,7 +196,7 @@ static void test_aligned_alloc_serves_every_power_of_two_and_no_other(void **sta
 	}
 }
 
-/* ---- zero --------------------------------------------------------------------------------------- */
+/* ---- zero ------------------------------------------------------------------------------------ */
 
 static void test_zalloc_and_calloc_clear_whatever_was_there(void **state)
 {
@@ -227,7 +232,8 @@ static void test_calloc_and_reallocarray_see_every_overflow(void **state)
 	object = kslab_heap_malloc(&t.heap, 40);
 	memset(object, 0x44, 40);
 	for (unsigned bit = 1; bit < 8 * sizeof(size_t); bit++) {
-		size_t count = (size_t)1 << bit, size = (SIZE_MAX >> bit) + 1; /* the product is 2^N: 0 */
+		size_t count = (size_t)1 << bit,
+		       size = (SIZE_MAX >> bit) + 1; /* the product is 2^N: 0 */
 
 		assert_null(kslab_heap_calloc(&t.heap, count, size));
 		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_OVERFLOW);
@@ -247,12 +253,13 @@ static void test_calloc_and_reallocarray_see_every_overflow(void **state)
 	testing_end(&t);
 }
 
-/* ---- realloc ------------------------------------------------------------------------------------ */
+/* ---- realloc --------------------------------------------------------------------------------- */
 
 static void test_realloc_keeps_the_contents_for_every_pair_of_sizes(void **state)
 {
-	static const size_t sizes[] = { 1, 7, 8, 9, 16, 33, 64, 100, 128, 129, 500, 1024, 2048, 2049, 4096,
-					4097, 8192, 12000, 16384, 16385, 20000, 40960, 70000, 200000 };
+	static const size_t sizes[] = { 1,    7,     8,	    9,	   16,	  33,	 64,	100,
+					128,  129,   500,   1024,  2048,  2049,	 4096,	4097,
+					8192, 12000, 16384, 16385, 20000, 40960, 70000, 200000 };
 
 	(void)state;
 	for (unsigned c = 0; c < 2; c++) {
@@ -260,7 +267,8 @@ static void test_realloc_keeps_the_contents_for_every_pair_of_sizes(void **state
 		for (size_t a = 0; a < TESTING_COUNT(sizes); a++) {
 			for (size_t b = 0; b < TESTING_COUNT(sizes); b++) {
 				size_t kept = sizes[a] < sizes[b] ? sizes[a] : sizes[b];
-				unsigned char *object = kslab_heap_malloc(&t.heap, sizes[a]), *moved;
+				unsigned char *object = kslab_heap_malloc(&t.heap, sizes[a]),
+					      *moved;
 
 				memset(object, 0x55, sizes[a]);
 				moved = kslab_heap_realloc(&t.heap, object, sizes[b]);
@@ -271,7 +279,8 @@ static void test_realloc_keeps_the_contents_for_every_pair_of_sizes(void **state
 				testing_step(&t);
 				/* A block that moved is gone from where it was. */
 				if (moved != object) {
-					assert_int_equal(kslab_heap_usable_size(&t.heap, object), 0);
+					assert_int_equal(kslab_heap_usable_size(&t.heap, object),
+							 0);
 					t.faults++;
 				}
 				kslab_heap_free(&t.heap, moved);
@@ -293,7 +302,8 @@ static void test_realloc_stays_in_place_where_class_or_page_run_allow(void **sta
 
 			/* Not even a source that is out of memory may show. */
 			fake_source_fail_from(&t.source, 1);
-			for (size_t m = usable; kslab_heap_good_size(&t.heap, m) == usable && m != 0;
+			for (size_t m = usable;
+			     kslab_heap_good_size(&t.heap, m) == usable && m != 0;
 			     m -= m > 32 ? m / 16 : 1)
 				if (kslab_heap_realloc(&t.heap, object, m) != object)
 					fail_msg("%zu of %zu bytes: not in place", m, usable);
@@ -362,13 +372,15 @@ static void test_a_large_block_of_a_region_grows_and_shrinks_in_place(void **sta
 	struct kslab_stats stats;
 
 	(void)state;
-	assert_int_equal(posix_memalign(&memory, bytes, bytes), 0); /* the same layout in every run */
+	assert_int_equal(posix_memalign(&memory, bytes, bytes),
+			 0); /* the same layout in every run */
 	assert_int_equal(kslab_heap_init_region(&region_heap, memory, bytes), KSLAB_OK);
 	assert_non_null(kslab_heap_malloc(&region_heap, 5 * 4096)); /* metadata is where it stays */
 	block = kslab_heap_malloc(&region_heap, 5 * 4096);
 	memset(block, 0x21, 5 * 4096);
 	for (size_t pages = 6; pages <= 40; pages++) {
-		assert_ptr_equal(kslab_heap_realloc(&region_heap, block, pages * 4096 - 100), block);
+		assert_ptr_equal(kslab_heap_realloc(&region_heap, block, pages * 4096 - 100),
+				 block);
 		assert_true(kslab_heap_check(&region_heap, NULL));
 		assert_true(is_filled(block, 0x21, 5 * 4096));
 		assert_int_equal(kslab_heap_usable_size(&region_heap, block), pages * 4096);
@@ -398,7 +410,7 @@ static void test_a_large_block_of_a_region_grows_and_shrinks_in_place(void **sta
 	free(memory);
 }
 
-/* ---- bulk --------------------------------------------------------------------------------------- */
+/* ---- bulk ------------------------------------------------------------------------------------ */
 
 static void test_bulk_gives_as_many_as_asked_and_each_only_once(void **state)
 {
@@ -464,7 +476,7 @@ static void test_free_bulk_frees_the_good_ones_around_a_bad_one(void **state)
 	testing_end(&t);
 }
 
-/* ---- pressure ----------------------------------------------------------------------------------- */
+/* ---- pressure -------------------------------------------------------------------------------- */
 
 static void test_after_a_reserve_allocations_need_no_page_source(void **state)
 {
@@ -545,7 +557,8 @@ static void test_emergency_pages_serve_reserve_requests_only(void **state)
 {
 	(void)state;
 	for (size_t set_aside = 1; set_aside <= 6; set_aside++) {
-		struct kslab_config config = { .max_page_bytes = 4096, .emergency_pages = set_aside };
+		struct kslab_config config = { .max_page_bytes = 4096,
+					       .emergency_pages = set_aside };
 		void *normal[400], *special[8];
 		size_t got = 0, gained = 0;
 
@@ -558,8 +571,8 @@ static void test_emergency_pages_serve_reserve_requests_only(void **state)
 			got++;
 		assert_int_equal(got, 1);
 		assert_null(kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_ZERO));
-		while (gained < 8 &&
-		       (special[gained] = kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_RESERVE)) != NULL) {
+		while (gained < 8 && (special[gained] = kslab_heap_alloc(&t.heap, 4096, 1,
+									 KSLAB_RESERVE)) != NULL) {
 			memset(special[gained++], 0x88, 4096);
 			testing_step(&t);
 		}
@@ -571,7 +584,8 @@ static void test_emergency_pages_serve_reserve_requests_only(void **state)
 		kslab_heap_reclaim(&t.heap, SIZE_MAX);
 		assert_null(kslab_heap_malloc(&t.heap, 2048));
 		for (size_t i = 0; i < set_aside; i++) {
-			special[i] = kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_RESERVE | KSLAB_NOWAIT);
+			special[i] =
+				kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_RESERVE | KSLAB_NOWAIT);
 			assert_non_null(special[i]);
 		}
 		testing_step(&t);
@@ -618,7 +632,7 @@ static void test_every_fault_and_reason_has_a_name_of_its_own(void **state)
 	assert_string_equal(kslab_reason_name((enum kslab_reason)1000), "unknown");
 }
 
-/* ---- sized frees -------------------------------------------------------------------------------- */
+/* ---- sized frees ----------------------------------------------------------------------------- */
 
 static void test_sized_free_takes_every_size_that_leads_to_the_class(void **state)
 {
@@ -639,7 +653,7 @@ static void test_sized_free_takes_every_size_that_leads_to_the_class(void **stat
 	testing_end(&t);
 }
 
-/* ---- the names for kernels, on the default heap ------------------------------------------------- */
+/* ---- the names for kernels, on the default heap ---------------------------------------------- */
 
 static void test_the_kmalloc_names_work_on_the_default_heap(void **state)
 {

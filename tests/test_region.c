@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * test_region.c - owns the tests of the page source over plain memory.
  *
- * A region's state is a function of which pages are free and which of these are dirty: the free blocks are
- * the largest aligned ones. So instead of sequences every state is visited: each subset of free pages of a
- * small region, at each alignment of its base, and in each state every operation. A depth-first walk over
- * sequences adds the dirty pages.
+ * A region's state is a function of which pages are free and which of these are dirty: the free
+ * blocks are the largest aligned ones. So instead of sequences every state is visited: each subset
+ * of free pages of a small region, at each alignment of its base, and in each state every
+ * operation. A depth-first walk over sequences adds the dirty pages.
  */
 #include "testing.h"
 
@@ -51,7 +51,8 @@ static void begin(size_t n, size_t offset, bool track_dirty)
 	uintptr_t base = (uintptr_t)memory + (1 + offset) * PAGE;
 
 	memset(memory, track_dirty ? 0 : 0xa5, sizeof(memory));
-	assert_true(kslab_region_init(&region, base - META, META + n * PAGE + 17, SHIFT, track_dirty));
+	assert_true(
+		kslab_region_init(&region, base - META, META + n * PAGE + 17, SHIFT, track_dirty));
 	assert_true(region.base == base);
 	assert_int_equal(region.pages, n);
 	pages = n;
@@ -128,7 +129,10 @@ static unsigned order_for(size_t n, size_t align)
 	return order;
 }
 
-/* Where the contract puts a run: at the lowest address of the smallest block that fits. SIZE_MAX: nowhere. */
+/*
+ * Where the contract puts a run: at the lowest address of the smallest block that fits. SIZE_MAX:
+ * nowhere.
+ */
 static size_t model_find(size_t n, size_t align)
 {
 	for (unsigned k = order_for(n, align); k < region.orders; k++)
@@ -170,7 +174,8 @@ static void do_extend(size_t first, size_t n)
 
 	for (size_t i = first; i < first + n && possible; i++)
 		possible = is_free[i];
-	assert_int_equal(kslab_region_extend(&region, SHIFT, region.base + first * PAGE, n, &zeroed),
+	assert_int_equal(kslab_region_extend(&region, SHIFT, region.base + first * PAGE, n,
+					     &zeroed),
 			 possible);
 	if (possible)
 		assert_int_equal(zeroed, model_take(first, n));
@@ -468,7 +473,8 @@ static void test_metadata_takes_about_two_bits_a_page(void **state)
 	(void)state;
 	assert_true(mem != MAP_FAILED);
 	assert_true(kslab_region_init(&r, (uintptr_t)mem, bytes, 12, false));
-	assert_true((bytes >> 12) - r.pages <= 2); /* 16384 pages: 4 KiB of bits and their upper levels */
+	assert_true((bytes >> 12) - r.pages <=
+		    2); /* 16384 pages: 4 KiB of bits and their upper levels */
 	munmap(mem, bytes);
 }
 
@@ -481,7 +487,8 @@ int main(void)
 		cmocka_unit_test(test_every_sequence_with_dirty_pages_agrees_with_a_model),
 		cmocka_unit_test(test_without_tracking_nothing_is_known_to_be_zero),
 		cmocka_unit_test(test_the_power_of_two_tail_goes_back_at_once),
-		cmocka_unit_test(test_purging_takes_pieces_of_at_most_1024_pages_with_the_dirty_page),
+		cmocka_unit_test(
+			test_purging_takes_pieces_of_at_most_1024_pages_with_the_dirty_page),
 		cmocka_unit_test(test_a_long_run_knows_one_dirty_page_wherever_it_lies),
 		cmocka_unit_test(test_init_takes_memory_of_any_alignment_and_refuses_too_little),
 		cmocka_unit_test(test_metadata_takes_about_two_bits_a_page),

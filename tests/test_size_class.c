@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_size_class.c - owns the tests of size <-> class, of object page lengths, and of a heap's route table.
+ * test_size_class.c - owns the tests of size <-> class, of object page lengths, and of a heap's
+ * route table.
  */
 #include "testing.h"
 
@@ -90,7 +91,9 @@ static void test_object_page_lengths_follow_the_rule_for_every_class(void **stat
 				/* The smallest with little waste, unless the limit forbids it. */
 				assert_true(min_bytes == max || !is_wasteful(bytes, min_bytes));
 				assert_true(min_run == 1 || is_wasteful(bytes, min_bytes / 2));
-				/* The longest of at most 512 slots, but never below the smallest. */
+				/*
+				 * The longest of at most 512 slots, but never below the smallest.
+				 */
 				assert_true(max_bytes == min_bytes ||
 					    max_bytes / bytes <= KSLAB_PAGE_SLOTS);
 				assert_true(max_bytes == max ||
@@ -120,7 +123,8 @@ static unsigned expected_class(const struct kslab_heap *heap, size_t n)
 	for (unsigned cls = KSLAB_CLASSES; cls-- > 0 && kslab_class_bytes(cls) >= n;) {
 		size_t bytes = kslab_class_bytes(cls);
 
-		if (bytes > heap->max_page_bytes || (bytes >= heap->min_align && bytes % heap->min_align))
+		if (bytes > heap->max_page_bytes ||
+		    (bytes >= heap->min_align && bytes % heap->min_align))
 			continue;
 		/* Above a page: page aligned, unless packing was asked for. */
 		if (bytes > heap->page_bytes && bytes % heap->page_bytes != 0 && !packs)
@@ -163,8 +167,8 @@ static void check_route_table(void)
 		size_t index = (n - 1) / 8;
 
 		if (cls != wanted)
-			fail_msg("page %zu, max %zu: size %zu has class %u, wanted %u", t.heap.page_bytes,
-				 t.heap.max_page_bytes, n, cls, wanted);
+			fail_msg("page %zu, max %zu: size %zu has class %u, wanted %u",
+				 t.heap.page_bytes, t.heap.max_page_bytes, n, cls, wanted);
 		if (n > KSLAB_ROUTE_MAX_BYTES)
 			continue;
 		/* The table says the same as the arithmetic, and covers every small size. */
@@ -206,15 +210,19 @@ static void test_alignment_is_routed_to_a_class_whose_every_slot_has_it(void **s
 	with_every_heap(check_alignment_routes);
 }
 
-/* A power of two up to a page is served by slots of a power of two, or of a multiple: natural alignment. */
+/*
+ * A power of two up to a page is served by slots of a power of two, or of a multiple: natural
+ * alignment.
+ */
 static void check_natural_alignment(void)
 {
 	for (size_t n = 8; n <= t.heap.page_bytes && n <= KSLAB_CLASS_MAX_BYTES; n *= 2) {
 		unsigned cls = kslab_heap_class(&t.heap, n, 1);
 
 		if (cls < KSLAB_CLASSES && kslab_class_bytes(cls) % n != 0)
-			fail_msg("page %zu, max %zu: %zu bytes are in slots of %zu", t.heap.page_bytes,
-				 t.heap.max_page_bytes, n, kslab_class_bytes(cls));
+			fail_msg("page %zu, max %zu: %zu bytes are in slots of %zu",
+				 t.heap.page_bytes, t.heap.max_page_bytes, n,
+				 kslab_class_bytes(cls));
 	}
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_snapshot.c - owns the tests of marks, the page map as text, and the figures that observers add up.
+ * test_snapshot.c - owns the tests of marks, the page map as text, and the figures that observers
+ * add up.
  */
 #include "testing.h"
 
@@ -21,7 +22,8 @@ static bool find(void *ctx, void *object, size_t bytes)
 	struct found *found = ctx;
 
 	assert_true(found->count < FOUND_MAX);
-	assert_true(found->count == 0 || (uintptr_t)object > (uintptr_t)found->object[found->count - 1]);
+	assert_true(found->count == 0 ||
+		    (uintptr_t)object > (uintptr_t)found->object[found->count - 1]);
 	found->object[found->count] = object;
 	found->bytes[found->count++] = bytes;
 	return found->count != found->stop_at;
@@ -196,7 +198,8 @@ static void test_mark_without_memory_says_so_and_keeps_nothing(void **state)
 /* Single frames, and one slot size whose page has more bits than a block has room for. */
 static void test_single_frames_are_enough_for_long_records(void **state)
 {
-	const struct kslab_config config = { .max_page_bytes = 512 * 1024, .retain_bytes = 16 << 20 };
+	const struct kslab_config config = { .max_page_bytes = 512 * 1024,
+					     .retain_bytes = 16 << 20 };
 	static void *p[60000];
 	size_t count = sizeof(p) / sizeof(p[0]);
 
@@ -227,7 +230,8 @@ static void test_objects_of_caches_are_found(void **state)
 
 	(void)state;
 	testing_begin(&t, &plain);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 40, 8, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 40, 8, NULL, NULL),
+			 KSLAB_OK);
 	a = kslab_cache_alloc(&cache);
 	take_mark();
 	b = kslab_cache_alloc(&cache);
@@ -287,7 +291,76 @@ static void test_random_marks_agree_with_a_model(void **state)
 	testing_end(&t);
 }
 
-/* ---- figures and text ------------------------------------------------------------------------------------ */
+/* ---- debug level 2: by the number of the allocation, not by the place --------------------------- */
+
+static const struct kslab_config level2 = { .debug_level = 2, .quarantine_objects = 1 };
+
+static void test_at_level_2_a_slot_that_was_issued_again_is_new(void **state)
+{
+	void *stays, *p, *q = NULL;
+	size_t other = 0;
+
+	(void)state;
+	testing_begin(&t, &level2);
+	stays = get(64);
+	p = get(64);
+	take_mark();
+	kslab_heap_free(&t.heap, p);
+	kslab_heap_free(&t.heap, get(64)); /* p leaves the quarantine */
+	for (; other < 1000 && q != p; other++)
+		q = get(64);
+	assert_ptr_equal(q, p);
+	assert_int_equal(diff(), other);
+	for (size_t i = 0; i < found.count; i++)
+		assert_ptr_not_equal(found.object[i], stays);
+	for (size_t i = 0; i < found.count; i++)
+		kslab_heap_free(&t.heap, found.object[i]);
+	kslab_unmark(&mark);
+	kslab_heap_free(&t.heap, stays);
+	testing_end(&t);
+}
+
+static void test_at_level_2_a_large_block_that_came_again_is_new(void **state)
+{
+	void *stays, *p, *q;
+
+	(void)state;
+	testing_begin(&t, &level2);
+	stays = get(70000);
+	p = get(50000);
+	take_mark();
+	kslab_heap_free(&t.heap, p);
+	assert_int_equal(diff(), 0);
+	q = get(50000);
+	assert_ptr_equal(q, p);
+	assert_int_equal(diff(), 1);
+	assert_ptr_equal(found.object[0], q);
+	kslab_unmark(&mark);
+	kslab_heap_free(&t.heap, q);
+	kslab_heap_free(&t.heap, stays);
+	testing_end(&t);
+}
+
+static void test_at_level_2_what_is_in_quarantine_is_not_live(void **state)
+{
+	const struct kslab_config config = { .debug_level = 2 };
+	void *before, *since;
+
+	(void)state;
+	testing_begin(&t, &config);
+	before = get(64);
+	kslab_heap_free(&t.heap, before);
+	take_mark();
+	assert_int_equal(mark.objects, 0);
+	since = get(64);
+	assert_int_equal(diff(), 1);
+	kslab_heap_free(&t.heap, since);
+	assert_int_equal(diff(), 0);
+	kslab_unmark(&mark);
+	testing_end(&t);
+}
+
+/* ---- figures and text ------------------------------------------------------------------------ */
 
 static char text[65536];
 static size_t text_used;
@@ -357,7 +430,9 @@ static void test_failures_are_counted_by_reason(void **state)
 	assert_int_equal(stats.failed[KSLAB_OK], 0);
 	text_used = 0;
 	kslab_heap_print(&t.heap, put, NULL);
-	assert_non_null(strstr(text, "failed: 1 no pages, 1 too large, 1 bad alignment, 2 overflow, 1 bad free\n"));
+	assert_non_null(strstr(
+		text,
+		"failed: 1 no pages, 1 too large, 1 bad alignment, 2 overflow, 1 bad free\n"));
 	assert_non_null(strstr(text, " slow allocations, "));
 	kslab_heap_free(&t.heap, p);
 	testing_end(&t);
@@ -387,7 +462,9 @@ static void test_map_shows_a_character_for_each_page(void **state)
 
 	(void)state;
 	testing_begin(&t, &single);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "a rather long name", 64, 8, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "a rather long name", 64, 8, NULL,
+					       NULL),
+			 KSLAB_OK);
 	for (unsigned i = 0; i < 40; i++)
 		p[i] = get(1024); /* four a page */
 	for (unsigned page = 0; page < 4; page++)
@@ -432,15 +509,21 @@ static int fresh(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup(test_mark_of_an_empty_heap_takes_nothing_and_finds_everything, fresh),
-		cmocka_unit_test_setup(test_diff_is_exactly_what_was_allocated_since_and_is_live, fresh),
+		cmocka_unit_test_setup(
+			test_mark_of_an_empty_heap_takes_nothing_and_finds_everything, fresh),
+		cmocka_unit_test_setup(test_diff_is_exactly_what_was_allocated_since_and_is_live,
+				       fresh),
 		cmocka_unit_test_setup(test_fn_stops_the_diff, fresh),
 		cmocka_unit_test_setup(test_another_class_on_a_released_page_is_new, fresh),
-		cmocka_unit_test_setup(test_unmark_gives_every_page_back_and_may_be_repeated, fresh),
+		cmocka_unit_test_setup(test_unmark_gives_every_page_back_and_may_be_repeated,
+				       fresh),
 		cmocka_unit_test_setup(test_mark_without_memory_says_so_and_keeps_nothing, fresh),
 		cmocka_unit_test_setup(test_single_frames_are_enough_for_long_records, fresh),
 		cmocka_unit_test_setup(test_objects_of_caches_are_found, fresh),
 		cmocka_unit_test_setup(test_random_marks_agree_with_a_model, fresh),
+		cmocka_unit_test_setup(test_at_level_2_a_slot_that_was_issued_again_is_new, fresh),
+		cmocka_unit_test_setup(test_at_level_2_a_large_block_that_came_again_is_new, fresh),
+		cmocka_unit_test_setup(test_at_level_2_what_is_in_quarantine_is_not_live, fresh),
 		cmocka_unit_test_setup(test_class_pages_have_a_high_water_mark, fresh),
 		cmocka_unit_test_setup(test_failures_are_counted_by_reason, fresh),
 		cmocka_unit_test_setup(test_map_shows_a_character_for_each_page, fresh),

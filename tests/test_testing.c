@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_testing.c - owns the tests of the fake kernel itself: a fake that can't fail would prove nothing.
+ * test_testing.c - owns the tests of the fake kernel itself: a fake that can't fail would prove
+ * nothing.
  */
 #include "testing.h"
 

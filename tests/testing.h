@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * testing.h - owns what every test shares: a fake page source with fault injection, a recording report
- * hook, a fixture that checks the heap after every step, and seeded random numbers.
+ * testing.h - owns what every test shares: a fake page source with fault injection, a recording
+ * report hook, a fixture that checks the heap after every step, and seeded random numbers.
  * Rank: tests. Header-only; tests/test_testing.c tests the fake kernel itself.
  *
  * The fixture in use:
  *	static struct testing t;
- *	testing_begin(&t, &config);            a heap on the fake source (config's callbacks are filled in)
+ *	testing_begin(&t, &config);            a heap on the fake source
  *	p = kslab_heap_malloc(&t.heap, 24);
  *	testing_step(&t);                      checker, no fault, no error of the source: asserted
  *	kslab_heap_free(&t.heap, p + 1);
@@ -31,7 +31,7 @@
 
 #define TESTING_COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-/* ---- random numbers ----------------------------------------------------------------------------- */
+/* ---- random numbers -------------------------------------------------------------------------- */
 
 /* SplitMix64 (Steele, Lea, Flood 2014): any seed is a good one. */
 struct testing_random {
@@ -53,7 +53,10 @@ static inline size_t testing_random_below(struct testing_random *random, size_t 
 	return (size_t)(testing_random_next(random) % n);
 }
 
-/* The seed of a random test: KSLAB_SEED from the environment, else the one given; printed in any case. */
+/*
+ * The seed of a random test: KSLAB_SEED from the environment, else the one given; printed in any
+ * case.
+ */
 static inline struct testing_random testing_seed(const char *test, uint64_t seed)
 {
 	const char *given = getenv("KSLAB_SEED");
@@ -63,17 +66,17 @@ static inline struct testing_random testing_seed(const char *test, uint64_t seed
 	return random;
 }
 
-/* ---- the fake page source ----------------------------------------------------------------------- */
+/* ---- the fake page source -------------------------------------------------------------------- */
 
 #define FAKE_PAGES_MAX 32768u
 #define FAKE_INSIDE UINT32_MAX /* a page that is not the first of its run */
-#define FAKE_JUNK_ALLOC 0xa5   /* what a page holds when it is given out */
-#define FAKE_JUNK_FREE 0x5a    /* and when it came back, without guard */
+#define FAKE_JUNK_ALLOC 0xa5 /* what a page holds when it is given out */
+#define FAKE_JUNK_FREE 0x5a /* and when it came back, without guard */
 
 /*
- * Page runs from one stretch of memory that is aligned to its size (so that it lies in one address window).
- * Lowest address first. Everything that the other side does wrong is counted in errors, the first one
- * named in what; nothing is asserted here, so that tests can see it fail.
+ * Page runs from one stretch of memory that is aligned to its size (so that it lies in one address
+ * window). Lowest address first. Everything that the other side does wrong is counted in errors,
+ * the first one named in what; nothing is asserted here, so that tests can see it fail.
  */
 struct fake_source {
 	unsigned char *memory;
@@ -81,16 +84,17 @@ struct fake_source {
 	uint32_t run[FAKE_PAGES_MAX]; /* 0: here; else length of the run that was given out */
 
 	/* knobs, all 0: a source that serves everything until memory is out */
-	size_t fail_at;      /* this call of alloc_pages, counted from 1, fails; once */
-	size_t fail_from;    /* this one and all later ones fail */
-	size_t longest_run;  /* longer ones are refused */
-	bool unaligned;      /* runs above one page are not aligned to their length */
-	bool guard;          /* memory that is not given out can't be touched */
-	bool force;          /* the next answer is `forced`, whatever it is; not counted as given out */
+	size_t fail_at; /* this call of alloc_pages, counted from 1, fails; once */
+	size_t fail_from; /* this one and all later ones fail */
+	size_t longest_run; /* longer ones are refused */
+	bool unaligned; /* runs above one page are not aligned to their length */
+	bool guard; /* memory that is not given out can't be touched */
+	bool force; /* the next answer is `forced`, whatever it is; not counted as given out */
 	void *forced;
-	void (*on_alloc)(struct fake_source *source, size_t pages); /* runs inside every alloc_pages */
+	void (*on_alloc)(struct fake_source *source,
+			 size_t pages); /* runs inside every alloc_pages */
 	void (*on_free)(struct fake_source *source, size_t pages);
-	void *user;          /* for these two */
+	void *user; /* for these two */
 
 	/* accounting */
 	size_t alloc_calls, free_calls, refusals;
@@ -106,7 +110,8 @@ static inline void fake_source_wrong(struct fake_source *source, const char *wha
 		source->what = what;
 }
 
-static inline void fake_source_protect(struct fake_source *source, size_t first, size_t pages, bool usable)
+static inline void fake_source_protect(struct fake_source *source, size_t first, size_t pages,
+				       bool usable)
 {
 	if (!source->guard)
 		return;
@@ -116,14 +121,16 @@ static inline void fake_source_protect(struct fake_source *source, size_t first,
 }
 
 /* pages: a power of two, at most FAKE_PAGES_MAX. */
-static inline void fake_source_init(struct fake_source *source, size_t page_bytes, size_t pages, bool guard)
+static inline void fake_source_init(struct fake_source *source, size_t page_bytes, size_t pages,
+				    bool guard)
 {
 	size_t bytes = page_bytes * pages;
 	unsigned char *raw;
 
 	assert_true(pages != 0 && pages <= FAKE_PAGES_MAX && (bytes & (bytes - 1)) == 0);
 	memset(source, 0, sizeof(*source));
-	raw = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	raw = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	assert_true(raw != MAP_FAILED);
 	source->memory = raw + (bytes - ((uintptr_t)raw & (bytes - 1))) % bytes;
 	if (source->memory != raw)
@@ -187,7 +194,8 @@ static inline void *fake_source_alloc(void *ctx, size_t pages)
 	if (source->pages_out > source->pages_peak)
 		source->pages_peak = source->pages_out;
 	fake_source_protect(source, first, pages, true);
-	memset(source->memory + first * source->page_bytes, FAKE_JUNK_ALLOC, pages * source->page_bytes);
+	memset(source->memory + first * source->page_bytes, FAKE_JUNK_ALLOC,
+	       pages * source->page_bytes);
 	return source->memory + first * source->page_bytes;
 }
 
@@ -226,7 +234,8 @@ static inline bool fake_source_is_out(const struct fake_source *source, const vo
 {
 	size_t offset = (size_t)((uintptr_t)address - (uintptr_t)source->memory);
 
-	return offset / source->page_bytes < source->pages && source->run[offset / source->page_bytes] != 0;
+	return offset / source->page_bytes < source->pages &&
+	       source->run[offset / source->page_bytes] != 0;
 }
 
 /* Fail the n-th call from now on (1 is the next one); 0: none. */
@@ -241,7 +250,10 @@ static inline void fake_source_fail_from(struct fake_source *source, size_t n)
 	source->fail_from = n != 0 ? source->alloc_calls + n : 0;
 }
 
-/* A source that takes runs apart: part of a run, taken by the test itself, for regions and the like. */
+/*
+ * A source that takes runs apart: part of a run, taken by the test itself, for regions and the
+ * like.
+ */
 static inline void *fake_source_take(struct fake_source *source, size_t pages)
 {
 	size_t calls = source->alloc_calls, refusals = source->refusals;
@@ -255,10 +267,10 @@ static inline void *fake_source_take(struct fake_source *source, size_t pages)
 	return mem;
 }
 
-/* ---- the recording report hook ------------------------------------------------------------------ */
+/* ---- the recording report hook --------------------------------------------------------------- */
 
 struct recorder {
-	size_t count;                        /* all reports */
+	size_t count; /* all reports */
 	size_t kinds[KSLAB_FAULT_COUNT];
 	struct kslab_report last;
 	void (*on_report)(struct recorder *recorder, const struct kslab_report *report);
@@ -277,7 +289,7 @@ static inline void recorder_report(void *ctx, const struct kslab_report *report)
 		recorder->on_report(recorder, report);
 }
 
-/* ---- the fixture -------------------------------------------------------------------------------- */
+/* ---- the fixture ----------------------------------------------------------------------------- */
 
 struct testing {
 	struct kslab_heap heap;
@@ -302,8 +314,9 @@ static inline void testing_forget(struct kslab_heap *heap)
 }
 
 /*
- * A heap on a fake source that was made by the caller with fake_source_init. Callbacks, their context and
- * the report hook are filled into a copy of the configuration. Return: what kslab_heap_init said.
+ * A heap on a fake source that was made by the caller with fake_source_init. Callbacks, their
+ * context and the report hook are filled into a copy of the configuration. Return: what
+ * kslab_heap_init said.
  */
 static inline enum kslab_reason testing_init(struct testing *t, const struct kslab_config *config)
 {
@@ -321,10 +334,11 @@ static inline enum kslab_reason testing_init(struct testing *t, const struct ksl
 	return kslab_heap_init(&t->heap, &filled);
 }
 
-static inline void testing_begin_with(struct testing *t, const struct kslab_config *config, size_t pages,
-				      bool guard)
+static inline void testing_begin_with(struct testing *t, const struct kslab_config *config,
+				      size_t pages, bool guard)
 {
-	fake_source_init(&t->source, config->page_bytes != 0 ? config->page_bytes : 4096, pages, guard);
+	fake_source_init(&t->source, config->page_bytes != 0 ? config->page_bytes : 4096, pages,
+			 guard);
 	assert_int_equal(testing_init(t, config), KSLAB_OK);
 }
 
@@ -333,7 +347,10 @@ static inline void testing_begin(struct testing *t, const struct kslab_config *c
 	testing_begin_with(t, config, TESTING_PAGES, true);
 }
 
-/* What is wrong with heap, report hook or source; NULL: nothing. The fixture's asserts are made of this. */
+/*
+ * What is wrong with heap, report hook or source; NULL: nothing. The fixture's asserts are made of
+ * this.
+ */
 static inline const char *testing_wrong(struct testing *t)
 {
 	struct kslab_check_result result;
@@ -341,7 +358,8 @@ static inline const char *testing_wrong(struct testing *t)
 	if (!kslab_heap_check(&t->heap, &result))
 		return result.what != NULL ? result.what : "the checker failed without a word";
 	if (t->recorder.count != t->faults)
-		return t->recorder.last.what != NULL ? t->recorder.last.what : "a fault without a word";
+		return t->recorder.last.what != NULL ? t->recorder.last.what
+						     : "a fault without a word";
 	return t->source.errors != 0 ? t->source.what : NULL;
 }
 
@@ -364,13 +382,18 @@ static inline const char *testing_wrong_fault(struct testing *t, enum kslab_faul
 	if (t->recorder.count != t->faults + 1)
 		return "more than one fault was reported";
 	if (t->recorder.last.fault != fault)
-		return t->recorder.last.what != NULL ? t->recorder.last.what : "a fault without a word";
+		return t->recorder.last.what != NULL ? t->recorder.last.what
+						     : "a fault without a word";
 	t->faults++;
 	return testing_wrong(t);
 }
 
-/* Exactly one fault, of this kind, since the last step; the heap is well. t->recorder.last tells more. */
-#define testing_fault(t, fault) testing_assert(testing_wrong_fault((t), (fault)), __FILE__, __LINE__)
+/*
+ * Exactly one fault, of this kind, since the last step; the heap is well. t->recorder.last tells
+ * more.
+ */
+#define testing_fault(t, fault)                                                                    \
+	testing_assert(testing_wrong_fault((t), (fault)), __FILE__, __LINE__)
 
 /* Ends the heap. Return: what is wrong, NULL if every page came back. The source stays. */
 static inline const char *testing_wrong_end(struct testing *t)
@@ -403,8 +426,9 @@ static inline uint64_t testing_hash(uint64_t hash, const void *data, size_t byte
 }
 
 /*
- * A digest of everything a heap is: its structure and every page that it holds, objects included. What a
- * refused call may change is left out: counters of calls, the last error, the lock's tickets.
+ * A digest of everything a heap is: its structure and every page that it holds, objects included.
+ * What a refused call may change is left out: counters of calls, the last error, the lock's
+ * tickets.
  */
 static inline uint64_t testing_digest(const struct testing *t)
 {

@@ -92,7 +92,7 @@ struct kslab_chunk {
 /* Bump and free lists for metadata that never goes back while the heap lives. All [l]. */
 struct kslab_meta {
 	uintptr_t bump, bump_end;          /* rest of the newest chunk */
-	struct kslab_page *free[10];       /* descriptors by bitfield length, linked by next */
+	struct kslab_page *free[11];       /* descriptors by bitfield length, linked by next */
 	struct kslab_chunk *chunks;        /* every run taken for metadata */
 	size_t pages;                      /* base pages in them */
 	size_t unmarked;                   /* chunks that are not marked yet */

@@ -138,7 +138,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
 
 /* ---- allocate and free -------------------------------------------------------------------------------- */
 
-#define KSLAB_ZERO (1u << 0)    /* the n bytes asked for are zero */
+#define KSLAB_ZERO (1u << 0)    /* all usable bytes are zero */
 #define KSLAB_NOWAIT (1u << 1)  /* the callbacks are not called; regions are */
 #define KSLAB_RESERVE (1u << 2) /* the emergency pages may be used */
 
@@ -233,7 +233,7 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
 
-/* For an idle loop: takes in what others freed, serves reclaim requests. O(pages mailed). */
+/* For an idle loop: takes in what others freed, serves reclaim requests. O(zones); O(pages) if a free is pending. */
 void kslab_idle(void);
 void kslab_heap_idle(struct kslab_heap *heap);
 

@@ -293,18 +293,30 @@ class Heap:
         x = x * 0x9E3779B1 & 0xFFFFFFFF
         return x ^ x >> 15
 
+    def cache_of(self, page):
+        """The fields of the cache that a page belongs to, or None."""
+        if not page.owner & TAG_CACHE:
+            return None
+        at = Layout(self.memory, "kslab_cache_zone").at["cache"][0]
+        return Layout(self.memory, "kslab_cache").read(self.memory.word(page.sc + at))
+
     def details(self, page, index):
         """What debug levels know of a slot: dictionary of asked, alloc, free, held."""
         size = page.size()
         start = page.data + index * size
-        if self.debug == 0 or page.state == LARGE or page.owner & TAG_CACHE:
+        if self.debug == 0 or page.state == LARGE:
             return {}
-        if self.debug == 1:
+        cache = self.cache_of(page)
+        if self.debug == 1 and cache is None:
             return self.tail(start, size) if not page.is_free(index) else {}
+        if cache and (self.debug == 1 or size - cache["size"] < 5 * self.memory.word_bytes):
+            return {}  # no trailer
         words = self.memory.words(start + size - 5 * self.memory.word_bytes, 5)
         info = words[3] & 0xFFFFFFFF if self.memory.order == "little" else words[3] >> (self.memory.bits - 32)
         known = {"alloc": words[0], "free": words[1], "serial": words[2]}
-        if (info ^ self.hash(start)) >> 24 == 0x5C:
+        if cache:
+            known["asked"] = cache["size"]
+        elif (info ^ self.hash(start)) >> 24 == 0x5C:
             known["asked"] = (info ^ self.hash(start)) & 0xFFFF
         known["held"] = not page.is_free(index) and words[4] != self.sum(start, size, words)
         return known
@@ -414,7 +426,6 @@ def cmd_info(argument):
              int(v["large_pages"]), int(v["large_blocks"]), empty))
     write("objects: %d live, %d bytes" % (live, live_bytes))
     for zone in heap.zones():
-        c = v.type  # the zone's counters come by a typed look, as they are 64 bits on every machine
         c = gdb.Value(zone.address).cast(gdb.lookup_type("struct kslab_zone").pointer())["counters"]
         write("%s: %d slow allocations, %d slow frees, %d remote frees, %d pages made, %d given back%s"
               % (zone.name(), int(c["slow_allocs"]), int(c["slow_frees"]), zone.owner["remote_frees"],
@@ -486,11 +497,9 @@ def show_object(heap, page, address):
     owner = page.owner & ~TAG_MASK
     zone = Zone(heap, owner)
     of = "class %d" % size
-    if page.owner & TAG_CACHE:
-        at = Layout(heap.memory, "kslab_cache_zone").at["cache"][0]
-        cache = heap.memory.word(page.sc + at)
-        name = Layout(heap.memory, "kslab_cache").read(cache)["name"]
-        of = "cache %s" % heap.memory.string(name)
+    cache = heap.cache_of(page)
+    if cache:
+        of = "cache %s" % heap.memory.string(cache["name"])
     if index >= page.slots:
         write("0x%x: behind the last slot of a page of %s" % (address, of))
         return

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * target.c - owns the heap that tests/gdb/run.sh looks at with gdb: known objects, a mark, leaks, at debug level 2.
+ * target.c - owns the heap that tests/gdb/run.sh looks at with gdb: known objects, a mark, leaks,
+ * at debug level 2.
  * Rank: test.  Runs: Linux host, one thread, over a static region.
  */
 #include <kslab/kslab.h>

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * misuse.c - owns a table of everything a program does wrong with malloc, and what kslab answers at debug levels 0
- * and 1.
+ * misuse.c - owns a table of everything a program does wrong with malloc, and what kslab answers at
+ * debug levels 0 and 1.
  * Rank: test.  Runs: Linux host; each case in a process of its own, with libkslab.so preloaded.
  *
  *     misuse LIBRARY0 LIBRARY1 [part of a name]     see run.sh, which builds both
  *
- * The answer is the fault that was reported; if none was, what the case itself says, or what kslab_check finds;
- * else "nothing". After every case but those that damage the heap on purpose, the heap passes kslab_check and
- * kslab_selftest: a refusal has broken nothing (an object whose redzone was overwritten stays live, and found). The last line is "N passed, N failed".
+ * The answer is the fault that was reported; if none was, what the case itself says, or what
+ * kslab_check finds; else "nothing". After every case but those that damage the heap on purpose,
+ * the heap passes kslab_check and kslab_selftest: a refusal has broken nothing (an object whose
+ * redzone was overwritten stays live, and found). The last line is "N passed, N failed".
  */
 #define _GNU_SOURCE
 #include <kslab/kslab.h>
@@ -49,7 +50,7 @@ static void say(const char *format, ...)
 		_exit(99);
 }
 
-/* ---- what cases are made of ------------------------------------------------------------------------------ */
+/* ---- what cases are made of ------------------------------------------------------------------ */
 
 /* The compiler forgets what a pointer is: it must not know of malloc here. */
 static void *hide(void *p)
@@ -144,7 +145,7 @@ static void fill_and_coalesce(void)
 static int global = 1;
 static __thread int local;
 
-/* ---- double frees ---------------------------------------------------------------------------------------- */
+/* ---- double frees ---------------------------------------------------------------------------- */
 
 static void df_at_once(void)
 {
@@ -367,7 +368,10 @@ static void df_issued_again_owner(void)
 	}
 }
 
-/* The slot behind the first object of a class. At level 1 a slot is longer than what may be used of it. */
+/*
+ * The slot behind the first object of a class. At level 1 a slot is longer than what may be used of
+ * it.
+ */
 static void df_never_issued(void)
 {
 	unsigned char *p = get(700);
@@ -375,7 +379,7 @@ static void df_never_issued(void)
 	drop(p + malloc_usable_size(p));
 }
 
-/* ---- addresses that are no objects ------------------------------------------------------------------------ */
+/* ---- addresses that are no objects ----------------------------------------------------------- */
 
 static void bad_stack(void)
 {
@@ -396,7 +400,7 @@ static void bad_thread_local(void)
 
 static void bad_text(void)
 {
-	drop((void *)(uintptr_t)"text");
+	drop((void *)(uintptr_t) "text");
 }
 
 static void bad_function(void)
@@ -583,7 +587,7 @@ static void null_pointer(void)
 	drop(NULL);
 }
 
-/* ---- realloc and usable_size of what is no object ----------------------------------------------------------- */
+/* ---- realloc and usable_size of what is no object -------------------------------------------- */
 
 static void again(void *p)
 {
@@ -691,7 +695,7 @@ static void us_null(void)
 	size_of(NULL);
 }
 
-/* ---- sizes ------------------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 static void refused(void *p)
 {
@@ -789,10 +793,11 @@ static void sz_posix_memalign(void)
 {
 	void *p = NULL;
 
-	say("answer: %s\n", posix_memalign(&p, 4, 96) == EINVAL && p == NULL ? "refused" : "gave memory");
+	say("answer: %s\n",
+	    posix_memalign(&p, 4, 96) == EINVAL && p == NULL ? "refused" : "gave memory");
 }
 
-/* ---- writes beside an object --------------------------------------------------------------------------------- */
+/* ---- writes beside an object ----------------------------------------------------------------- */
 
 /* Write n bytes from p + at on, then free it and the objects round it. */
 static void scribble(size_t size, ptrdiff_t at, size_t n)
@@ -900,7 +905,7 @@ static void un_by_8(void)
 	scribble(60, -8, 8);
 }
 
-/* ---- use after free ------------------------------------------------------------------------------------------- */
+/* ---- use after free -------------------------------------------------------------------------- */
 
 static void after_free(size_t n, size_t at)
 {
@@ -968,7 +973,9 @@ static void ua_read(void)
 	memset(p, 0x11, 64);
 	drop(p);
 	p = hide(p);
-	say("answer: reads %s\n", p[20] == 0x11 ? "old data" : p[20] == p[40] ? "a pattern" : "something");
+	say("answer: reads %s\n", p[20] == 0x11	   ? "old data"
+				  : p[20] == p[40] ? "a pattern"
+						   : "something");
 }
 
 static void ua_read_fresh(void)
@@ -980,7 +987,9 @@ static void ua_read_fresh(void)
 	if (!reissue(p, 64))
 		return;
 	q = hide(p);
-	say("answer: reads %s\n", q[20] == 0x11 ? "old data" : q[20] == q[40] ? "a pattern" : "something");
+	say("answer: reads %s\n", q[20] == 0x11	   ? "old data"
+				  : q[20] == q[40] ? "a pattern"
+						   : "something");
 }
 
 static void ua_calloc_is_zero(void)
@@ -1000,7 +1009,7 @@ static void ua_calloc_is_zero(void)
 	}
 }
 
-/* ---- wild writes to metadata ------------------------------------------------------------------------------------ */
+/* ---- wild writes to metadata ----------------------------------------------------------------- */
 
 static void md_slots(void)
 {
@@ -1044,7 +1053,7 @@ static void md_class(void)
 	page->sc->pages++;
 }
 
-/* ---- caches and bulk --------------------------------------------------------------------------------------------- */
+/* ---- caches and bulk ------------------------------------------------------------------------- */
 
 static struct kslab_cache cache, cache2;
 
@@ -1105,7 +1114,7 @@ static void ca_bulk_twice(void)
 	kslab_free_bulk(3, p);
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------------------ */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 #define DF "double free"
 #define IN "interior pointer"
@@ -1134,19 +1143,28 @@ static const struct {
 	{ "double free: second by another thread", df_other_thread_second, { DF, DF }, false },
 	{ "double free: both by other threads", df_two_other_threads, { DF, DF }, false },
 	{ "double free: two threads at once", df_at_the_same_time, { DF, DF }, false },
-	{ "double free: allocated by a thread that ended", df_of_a_thread_that_ended, { DF, DF }, false },
+	{ "double free: allocated by a thread that ended",
+	  df_of_a_thread_that_ended,
+	  { DF, DF },
+	  false },
 	{ "double free: calloc", df_calloc, { DF, DF }, false },
 	{ "double free: aligned_alloc", df_aligned, { DF, DF }, false },
 	{ "double free: realloc has moved it", df_after_realloc_moved, { DF, DF }, false },
 	{ "double free: realloc(p, 0) before", df_after_realloc_zero, { DF, DF }, false },
 	{ "double free: large block", df_large, { DF, DF }, false },
 	{ "double free: large block, late", df_large_late, { DF, DF }, false },
-	{ "double free: large block, other thread first", df_large_other_thread, { DF, DF }, false },
+	{ "double free: large block, other thread first",
+	  df_large_other_thread,
+	  { DF, DF },
+	  false },
 	{ "double free: 64 MiB", df_huge, { DF, DF }, false },
 	{ "double free: its page has gone back", df_coalesced, { DF, DF }, false },
 	{ "double free: gone back, other thread", df_coalesced_other_thread, { DF, DF }, false },
 	{ "double free: issued again (not knowable)", df_issued_again, { NO, NO }, false },
-	{ "double free: issued again, then by its owner", df_issued_again_owner, { DF, DF }, false },
+	{ "double free: issued again, then by its owner",
+	  df_issued_again_owner,
+	  { DF, DF },
+	  false },
 	{ "free: a slot that was never issued", df_never_issued, { DF, DF "|" IN }, false },
 	{ "free: stack", bad_stack, { FO, FO }, false },
 	{ "free: global", bad_global, { FO, FO }, false },
@@ -1177,7 +1195,10 @@ static const struct {
 	{ "interior: large block, by 8", in_large_by_8, { IN, IN }, false },
 	{ "interior: large block, by a page", in_large_by_page, { IN, IN }, false },
 	{ "interior: behind a large block", behind_large, { DF "|" FO, DF "|" FO }, false },
-	{ "interior: its page is part of a large block now", in_coalesced_now_large, { IN, IN }, false },
+	{ "interior: its page is part of a large block now",
+	  in_coalesced_now_large,
+	  { IN, IN },
+	  false },
 	{ "interior: its page has other slots now", in_coalesced_now_other, { IN, IN }, false },
 	{ "realloc: freed", re_freed, { DF, DF }, false },
 	{ "realloc: stack", re_stack, { FO, FO }, false },
@@ -1200,14 +1221,20 @@ static const struct {
 	{ "free_sized: small size of a large block", sz_sized_large, { WS, WS }, false },
 	{ "free_aligned_sized: wrong alignment", sz_aligned_sized, { WS, WS }, false },
 	{ "calloc: overflow", sz_calloc_overflow, { "refused", "refused" }, false },
-	{ "calloc: overflow to a small size", sz_calloc_wraps_to_small, { "refused", "refused" }, false },
+	{ "calloc: overflow to a small size",
+	  sz_calloc_wraps_to_small,
+	  { "refused", "refused" },
+	  false },
 	{ "reallocarray: overflow", sz_reallocarray_overflow, { "refused", "refused" }, false },
 	{ "malloc: SIZE_MAX", sz_malloc_huge, { "refused", "refused" }, false },
 	{ "malloc: SIZE_MAX / 2", sz_malloc_half, { "refused", "refused" }, false },
 	{ "realloc: SIZE_MAX - 64", sz_realloc_huge, { "refused", "refused" }, false },
 	{ "aligned_alloc: 48", sz_alignment, { "refused", "refused" }, false },
 	{ "aligned_alloc: 0", sz_alignment_zero, { "refused", "refused" }, false },
-	{ "aligned_alloc: half the address space", sz_alignment_huge, { "refused", "refused" }, false },
+	{ "aligned_alloc: half the address space",
+	  sz_alignment_huge,
+	  { "refused", "refused" },
+	  false },
 	{ "posix_memalign: 4", sz_posix_memalign, { "refused", "refused" }, false },
 	{ "overflow: slack, by 1", ov_slack_by_1, { NO, RZ }, false },
 	{ "overflow: slack, by 4", ov_slack_by_4, { NO, RZ }, false },
@@ -1232,7 +1259,10 @@ static const struct {
 	{ "write after free: where lists have their links", ua_list_pointers, { NO, UA }, false },
 	{ "write after free: calloc is zero all the same", ua_calloc_is_zero, { NO, UA }, false },
 	{ "read after free", ua_read, { "reads old data", "reads a pattern" }, false },
-	{ "read before the first write", ua_read_fresh, { "reads old data", "reads a pattern" }, false },
+	{ "read before the first write",
+	  ua_read_fresh,
+	  { "reads old data", "reads a pattern" },
+	  false },
 	{ "metadata: slot count of a page", md_slots, { CHECK, CHECK }, true },
 	{ "metadata: owner of a page", md_owner, { CHECK, CHECK }, true },
 	{ "metadata: state of a page", md_state, { CHECK, CHECK }, true },
@@ -1245,12 +1275,15 @@ static const struct {
 	{ "cache: malloc'ed object freed to it", ca_malloc_to_cache, { WC, WC }, false },
 	{ "cache: object of another cache", ca_other_cache, { WC, WC }, false },
 	{ "cache: double free", ca_double, { DF, DF }, false },
-	{ "cache: destroyed with a live object", ca_destroy_live, { "live objects", "live objects" }, false },
+	{ "cache: destroyed with a live object",
+	  ca_destroy_live,
+	  { "live objects", "live objects" },
+	  false },
 	{ "bulk free: one of three is foreign", ca_bulk_one_bad, { FO, FO }, false },
 	{ "bulk free: one of three comes twice", ca_bulk_twice, { DF, DF }, false },
 };
 
-/* ---- one case, in a process of its own -------------------------------------------------------------------------------- */
+/* ---- one case, in a process of its own ------------------------------------------------------- */
 
 static int run_case(size_t i)
 {
@@ -1272,8 +1305,8 @@ static int run_case(size_t i)
 
 struct outcome {
 	char answer[ANSWER_BYTES];
-	bool well;    /* the heap is, afterwards */
-	bool redzone; /* it is but for the object whose free was refused: that one is live, and still damaged */
+	bool well; /* the heap is, afterwards */
+	bool redzone; /* it is but for the object whose free was refused: live, and damaged still */
 };
 
 static void take_line(struct outcome *outcome, const char *line, unsigned *faults)
@@ -1309,12 +1342,15 @@ static void judge_text(struct outcome *outcome, char *text, int status)
 
 	strcpy(outcome->answer, NO);
 	outcome->well = outcome->redzone = false;
-	for (char *line = strtok_r(text, "\n", &save); line != NULL; line = strtok_r(NULL, "\n", &save))
+	for (char *line = strtok_r(text, "\n", &save); line != NULL;
+	     line = strtok_r(NULL, "\n", &save))
 		take_line(outcome, line, &faults);
 	if (WIFSIGNALED(status))
-		snprintf(outcome->answer, sizeof(outcome->answer), "died: %s", strsignal(WTERMSIG(status)));
+		snprintf(outcome->answer, sizeof(outcome->answer), "died: %s",
+			 strsignal(WTERMSIG(status)));
 	else if (WEXITSTATUS(status) != 0)
-		snprintf(outcome->answer, sizeof(outcome->answer), "ended with %d", WEXITSTATUS(status));
+		snprintf(outcome->answer, sizeof(outcome->answer), "ended with %d",
+			 WEXITSTATUS(status));
 }
 
 static void run_child(const char *self, const char *library, size_t i, struct outcome *outcome)
@@ -1349,10 +1385,14 @@ static void run_child(const char *self, const char *library, size_t i, struct ou
 	judge_text(outcome, text, status);
 }
 
-/* A write behind an object stays where it is; everything else must be well, or damaged if that was the point. */
+/*
+ * A write behind an object stays where it is; everything else must be well, or damaged if that was
+ * the point.
+ */
 static bool is_heap_expected(size_t i, const struct outcome *outcome)
 {
-	return strcmp(outcome->answer, RZ) == 0 ? outcome->redzone : outcome->well != cases[i].damages;
+	return strcmp(outcome->answer, RZ) == 0 ? outcome->redzone
+						: outcome->well != cases[i].damages;
 }
 
 /* "a|b" matches a and b; an expectation that ends in ": " matches what begins with it. */
@@ -1362,7 +1402,8 @@ static bool is_expected(const char *answer, const char *expected)
 		size_t n = strcspn(expected, "|");
 
 		if (strncmp(answer, expected, n) == 0 &&
-		    (answer[n] == '\0' || (n > 2 && expected[n - 1] == ' ' && expected[n - 2] == ':')))
+		    (answer[n] == '\0' ||
+		     (n > 2 && expected[n - 1] == ' ' && expected[n - 2] == ':')))
 			return true;
 		if (expected[n] == '\0')
 			return false;
@@ -1380,7 +1421,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: misuse LIBRARY0 LIBRARY1 [part of a name]\n");
 		return 2;
 	}
-	printf("%-50s %-28s %-28s\n", "misuse", "answer at level 0", "at level 1");
+	printf("%-50s %-24s %-24s\n", "misuse", "answer at level 0", "at level 1");
 	for (size_t i = 0; i < COUNT(cases); i++) {
 		if (argc > 3 && strstr(cases[i].name, argv[3]) == NULL)
 			continue;
@@ -1392,14 +1433,18 @@ int main(int argc, char **argv)
 
 			fflush(stdout);
 			run_child(argv[0], argv[1 + level], i, &outcome);
-			right = is_expected(outcome.answer, expected) && is_heap_expected(i, &outcome);
-			printf(" %-28s", outcome.answer);
+			right = is_expected(outcome.answer, expected) &&
+				is_heap_expected(i, &outcome);
+			/* The whole sentence of the checker is for when it was not expected. */
+			printf(" %-24s", right && strncmp(outcome.answer, CHECK, 7) == 0 ?
+						 "found by kslab_check" : outcome.answer);
 			passed += right;
 			failed += !right;
 			if (!is_expected(outcome.answer, expected))
 				printf(" WRONG, expected: %s;", expected);
 			else if (!right)
-				printf(" WRONG: the heap is %s;", outcome.well ? "well" : "damaged");
+				printf(" WRONG: the heap is %s;",
+				       outcome.well ? "well" : "damaged");
 		}
 		printf("\n");
 	}

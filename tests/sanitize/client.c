@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * client.c - owns code of a client that is wrong in one way, chosen by name; a memory checker is to see it.
- * Rank: test.  Runs: Linux host; client.c is compiled with the checker, the library without (see run.sh).
+ * client.c - owns code of a client that is wrong in one way, chosen by name; a memory checker is to
+ * see it.
+ * Rank: test.  Runs: Linux host; client.c is compiled with the checker, the library without (see
+ * run.sh).
  *
  *     client LEVEL CASE        prints "end" when nothing has stopped it
  */
@@ -234,7 +236,8 @@ static const struct {
 int main(int argc, char **argv)
 {
 	struct kslab_config config = { .debug_level = argc > 1 ? (unsigned)atoi(argv[1]) : 1 };
-	void *region = mmap(NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *region =
+		mmap(NULL, REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (argc < 3 || region == MAP_FAILED || kslab_init(&config) != KSLAB_OK ||
 	    kslab_add_region(region, REGION) != KSLAB_OK)

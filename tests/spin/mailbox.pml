@@ -15,7 +15,7 @@
  * PLAIN_QUEUE (see below); run.sh runs them all.
  */
 #define PAGES 2
-#define ALL 3 /* two slots each */
+#define ALL 3 /* two slots; page 1 has only one: its other bit is never set */
 #define NONE 255
 
 #define IDLE 0
@@ -28,7 +28,7 @@ byte zone[PAGES];		  /* owner */
 byte link[PAGES] = NONE;	  /* in the mailbox */
 byte box[2] = NONE;		  /* head of each zone's mailbox */
 bool is_full[PAGES] = true;
-byte live[PAGES] = ALL;		  /* objects in clients' hands */
+byte live[PAGES];		  /* objects in clients' hands */
 bool lock = false;
 byte sets, harvested;		  /* counted with each step */
 byte ended;
@@ -128,7 +128,8 @@ inline drain(z)
 		fi;
 		page = next
 	od;
-	next = NONE
+	next = NONE;
+	word = 0
 }
 
 /* The page changes hands. */
@@ -141,7 +142,9 @@ inline move(p, to)
 		zone[p] = to;
 		refile(p)
 	:: else
-	fi
+	fi;
+	word = 0;
+	won = false
 }
 
 /* One object of page p out of the clients' hands: its bit, or 0. */
@@ -162,6 +165,9 @@ inline any_page(p)
 	fi
 }
 
+#define CAN_TAKE(p) (zone[p] == 0 && freed[p] != 0)
+#define CAN_FREE(p) (zone[p] == 0 && live[p] != 0)
+
 proctype Owner()
 {
 	byte page = NONE, next = NONE, word, p, b, n;
@@ -170,34 +176,38 @@ proctype Owner()
 	do
 	:: n == OWNER_STEPS -> break
 	:: n < OWNER_STEPS && box[0] != NONE -> n++; drain(0)
-	:: n < OWNER_STEPS -> /* take an object; when it was the last, the page is harvested, and full */
+	/* take an object; when it was the last, the page is harvested, and full */
+	:: n < OWNER_STEPS && (CAN_TAKE(0) || CAN_TAKE(1)) ->
 		n++;
-		any_page(p);
 		if
-		:: zone[p] == 0 && freed[p] != 0 ->
-			b = (freed[p] & 1 -> 1 : 2);
-			freed[p] = freed[p] - b;
-			atomic { assert((live[p] & b) == 0); live[p] = live[p] | b }
-			if
-			:: freed[p] == 0 -> harvest(p); refile(p)
-			:: else
-			fi
+		:: CAN_TAKE(0) -> p = 0
+		:: CAN_TAKE(1) -> p = 1
+		fi;
+		b = (freed[p] & 1 -> 1 : 2);
+		freed[p] = freed[p] - b;
+		atomic { assert((live[p] & b) == 0); live[p] = live[p] | b; b = 0 }
+		if
+		:: freed[p] == 0 -> harvest(p); refile(p)
 		:: else
-		fi
-	:: n < OWNER_STEPS -> /* free one locally: a full page becomes partial, and stays armed */
+		fi;
+		p = 0
+	/* free one locally: a full page becomes partial, and stays armed */
+	:: n < OWNER_STEPS && (CAN_FREE(0) || CAN_FREE(1)) ->
 		n++;
-		any_page(p);
 		if
-		:: zone[p] == 0 && live[p] != 0 ->
-			pick(p, b);
-			assert((freed[p] & b) == 0 && (remote[p] & b) == 0);
-			freed[p] = freed[p] | b;
-			if
-			:: b != 0 -> is_full[p] = false
-			:: else
-			fi
+		:: CAN_FREE(0) -> p = 0
+		:: CAN_FREE(1) -> p = 1
+		:: else -> p = 0
+		fi;
+		pick(p, b);
+		assert((freed[p] & b) == 0 && (remote[p] & b) == 0);
+		freed[p] = freed[p] | b;
+		if
+		:: b != 0 -> is_full[p] = false
 		:: else
-		fi
+		fi;
+		p = 0;
+		b = 0
 	:: n < OWNER_STEPS -> /* offline, adopt: both zones in the hands of this CPU */
 		n++;
 		atomic { !lock -> lock = true }
@@ -206,6 +216,7 @@ proctype Owner()
 		:: zone[p] == 0 -> move(p, 1)
 		:: zone[p] == 1 -> move(p, 0)
 		fi;
+		p = 0;
 		lock = false
 	od;
 	ended++
@@ -234,7 +245,7 @@ proctype Freer(byte frees)
 		pick(p, b);
 		if
 		:: b == 0
-		:: else ->
+		:: b != 0 ->
 #ifdef STALE_OWNER /* the owner as it was before the free */
 			z = zone[p];
 #endif
@@ -275,7 +286,11 @@ proctype Freer(byte frees)
 				fi
 			:: else
 			fi
-		fi
+		fi;
+		p = 0;
+		b = 0;
+		z = 0;
+		word = 0
 	od;
 	ended++
 }
@@ -302,7 +317,7 @@ proctype Check()
 		for (p : 0 .. 1) {
 			assert((mail[p] == QUEUED) == ((found >> p) & 1));
 			assert(remote[p] == 0 || !is_full[p] || ((found >> p) & 1));
-			assert((live[p] | freed[p] | remote[p]) == ALL);
+			assert((live[p] | freed[p] | remote[p]) == (p == 0 -> 3 : 1));
 		}
 	}
 }
@@ -310,6 +325,8 @@ proctype Check()
 init
 {
 	atomic {
+		live[0] = 3;
+		live[1] = 1;
 		run Owner();
 		run Tender();
 		run Freer(FREES);

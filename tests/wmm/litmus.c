@@ -93,7 +93,7 @@ static void lock(void)
 	uint32_t ticket = KSLAB_FETCH_ADD_RELAXED(&v.y, 1u);
 
 	while (KSLAB_LOAD_ACQUIRE(&v.z) != ticket)
-		KSLAB_PORT_RELAX();
+		wmm_await();
 	wmm_read(&v.plain, 4);
 	wmm_write(&v.plain, 4);
 	v.plain++;

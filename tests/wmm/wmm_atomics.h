@@ -55,7 +55,4 @@
 #define KSLAB_CAS_RELAXED(p, e, v) WMM_CAS("CAS_RELAXED", WMM_RELAXED, WMM_RELAXED, p, e, v)
 #define KSLAB_CAS_RELEASE(p, e, v) WMM_CAS("CAS_RELEASE", WMM_RELEASE, WMM_RELAXED, p, e, v)
 
-/* A spin loop of the library waits here for the other side. */
-#define KSLAB_PORT_RELAX() wmm_await()
-
 #endif

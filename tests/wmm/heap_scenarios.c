@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: MIT
+ * heap_scenarios.c - owns the scenarios of the whole heap: CPUs that go and come, limbo, adoption, reclaim,
+ * quiesce, the heap lock, the page map and descriptors that live again. Thread i plays CPU i.
+ *
+ * At the end of each execution, when all is visible: no fault was reported that the scenario does not expect;
+ * what was live is freed, the heap quiesces, its check finds nothing, it ends with no live object, and every page
+ * is back at its source.
+ */
+#include "heap_scenarios.h"
+
+#include "heap.h"
+
+#include "wmm.h"
+
+#include <string.h>
+
+#define PAGE_BYTES 512u
+#define OBJECT_BYTES 256u /* two in a page */
+#define CPU_PAGES 80u	  /* of each CPU's source; CPU 0 also feeds the setup */
+#define OBJECTS 8u
+
+static struct {
+	struct kslab_heap heap;
+	_Alignas(PAGE_BYTES) unsigned char page[KSLAB_CFG_CPUS][CPU_PAGES][PAGE_BYTES];
+	unsigned taken[KSLAB_CFG_CPUS], given[KSLAB_CFG_CPUS];
+	unsigned pages_left; /* what each CPU's source may still give */
+	void *object[OBJECTS];
+	bool is_live[OBJECTS];
+	uint32_t handover[2];
+	bool expects_double_free;
+	unsigned faults[KSLAB_CFG_CPUS + 2];
+} h;
+
+#define HEAP (&h.heap)
+
+static unsigned setup_cpu; /* who the setup, and the check, pretend to be */
+
+unsigned heap_cpu(void)
+{
+	return wmm_self() < KSLAB_CFG_CPUS ? wmm_self() : setup_cpu;
+}
+
+/* ---- the kernel's side ------------------------------------------------------------------------------------ */
+
+/* Each CPU has its own memory, so that the source orders nothing. */
+static void *alloc_pages(void *ctx, size_t pages)
+{
+	unsigned cpu = heap_cpu(), at = h.taken[cpu];
+
+	(void)ctx;
+	if (at + pages > CPU_PAGES || (wmm_self() < KSLAB_CFG_CPUS && h.pages_left < at + pages))
+		return NULL;
+	h.taken[cpu] += (unsigned)pages;
+	return h.page[cpu][at];
+}
+
+static void free_pages(void *ctx, void *mem, size_t pages)
+{
+	(void)ctx;
+	wmm_write(mem, pages * PAGE_BYTES); /* nobody uses it any more, by happens-before */
+	h.given[heap_cpu()] += (unsigned)pages;
+}
+
+static void on_report(void *ctx, const struct kslab_report *report)
+{
+	(void)ctx;
+	if (h.expects_double_free && report->fault == KSLAB_FAULT_DOUBLE_FREE)
+		h.faults[wmm_self()]++;
+	else
+		wmm_fail(report->what);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------ */
+
+static void use(void *object)
+{
+	wmm_write(object, OBJECT_BYTES);
+}
+
+static bool take(unsigned i)
+{
+	void *object = kslab_heap_malloc_fast(HEAP, OBJECT_BYTES);
+
+	if (object == NULL)
+		return false;
+	use(object);
+	h.object[i] = object;
+	h.is_live[i] = true;
+	return true;
+}
+
+static void give(unsigned i)
+{
+	use(h.object[i]);
+	h.is_live[i] = false;
+	kslab_heap_free_fast(HEAP, h.object[i]);
+}
+
+static void start_heap(unsigned retain_pages)
+{
+	const struct kslab_config config = {
+		.page_bytes = PAGE_BYTES,
+		.max_page_bytes = PAGE_BYTES,
+		.alloc_pages = alloc_pages,
+		.free_pages = free_pages,
+		.report = on_report,
+		.retain_bytes = retain_pages == 0 ? KSLAB_RETAIN_NONE : retain_pages * PAGE_BYTES,
+	};
+
+	setup_cpu = 0;
+	kslab_default_heap.next_heap = NULL;
+	wmm_assert(kslab_heap_init(HEAP, &config) == KSLAB_OK);
+	for (unsigned cpu = 1; cpu < KSLAB_CFG_CPUS; cpu++) {
+		setup_cpu = cpu;
+		wmm_assert(kslab_heap_cpu_online(HEAP, cpu) == KSLAB_OK);
+	}
+	setup_cpu = 0;
+}
+
+/* Objects first .. first + count - 1, taken by a CPU; then its page is full and retired. */
+static void fill(unsigned cpu, unsigned first, unsigned count)
+{
+	struct kslab_zone *zone;
+
+	setup_cpu = cpu;
+	for (unsigned i = first; i < first + count; i++)
+		wmm_assert(take(i));
+	zone = kslab_heap_zone(HEAP);
+	kslab_sc_retire(&zone->owner, &zone->sc[kslab_heap_class(HEAP, OBJECT_BYTES, 1)]);
+	setup_cpu = 0;
+}
+
+static void pass_on(unsigned i)
+{
+	KSLAB_STORE_RELEASE(&h.handover[i], 1u);
+}
+
+static bool is_passed_on(unsigned i)
+{
+	return KSLAB_LOAD_ACQUIRE(&h.handover[i]) != 0;
+}
+
+/* From now on the sources give so many pages to each CPU's thread. */
+static void limit_sources(unsigned pages)
+{
+	h.pages_left = 0;
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++)
+		if (h.pages_left < h.taken[cpu])
+			h.pages_left = h.taken[cpu];
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++)
+		h.taken[cpu] = h.given[cpu] = h.pages_left;
+	h.pages_left += pages;
+}
+
+/* ---- free, while the owner allocates, reclaims, goes ------------------------------------------------------ */
+
+static void cpu0_full(void)
+{
+	start_heap(64);
+	fill(0, 0, 2);
+	limit_sources(0);
+}
+
+static void cpu1_full(void)
+{
+	start_heap(64);
+	fill(1, 0, 2);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK); /* makes limbo */
+	wmm_assert(kslab_heap_cpu_online(HEAP, 1) == KSLAB_OK);
+	setup_cpu = 0;
+	limit_sources(0);
+}
+
+/* CPU 1's page is its own again: its objects 2 and 3 on another page. */
+static void cpu1_going(void)
+{
+	start_heap(64);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	wmm_assert(kslab_heap_cpu_online(HEAP, 1) == KSLAB_OK);
+	fill(1, 0, 2);
+	limit_sources(0);
+}
+
+static void give_0(void)
+{
+	give(0);
+}
+
+static void give_1(void)
+{
+	give(1);
+}
+
+static void take_4(void)
+{
+	take(4);
+}
+
+static void take_4_5(void)
+{
+	take(4);
+	take(5);
+}
+
+static void go_offline(void)
+{
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+}
+
+static void go_and_come(void)
+{
+	go_offline();
+	wmm_assert(kslab_heap_cpu_online(HEAP, 1) == KSLAB_OK);
+	take(6);
+}
+
+static void give_reclaim(void)
+{
+	give(0);
+	kslab_heap_reclaim(HEAP, 1);
+}
+
+static void reclaim(void)
+{
+	kslab_heap_reclaim(HEAP, 1);
+}
+
+/* ---- release, and another page on the same descriptor ----------------------------------------------------- */
+
+static void cpu0_full_page_more(void)
+{
+	start_heap(64);
+	fill(0, 0, 2);
+	limit_sources(1);
+}
+
+static void reclaim_pass_on(void)
+{
+	give(0);
+	if (kslab_heap_reclaim(HEAP, 1) != 0)
+		pass_on(0);
+}
+
+static void take_on_new_page(void)
+{
+	if (is_passed_on(0))
+		take_4_5();
+}
+
+/* ---- quiesce: yes means that nothing freed before is pending ---------------------------------------------- */
+
+static void idle(void)
+{
+	kslab_heap_idle(HEAP);
+}
+
+static void give_1_quiesce(void)
+{
+	give(1);
+	if (kslab_heap_quiesce(HEAP)) {
+		const struct kslab_page *page =
+			kslab_page_map_find(&HEAP->map, (uintptr_t)h.object[1]);
+		uint32_t index = kslab_page_index(page, (uintptr_t)h.object[1]);
+
+		wmm_assert(!(KSLAB_LOAD_RELAXED(&page->bits[0].remote) & kslab_bit(index)));
+	}
+}
+
+/* ---- double free ------------------------------------------------------------------------------------------ */
+
+static void cpu0_full_double(void)
+{
+	cpu0_full();
+	h.expects_double_free = true;
+}
+
+static void free_0_again(void)
+{
+	kslab_heap_free_fast(HEAP, h.object[0]);
+}
+
+static void free_0_first(void)
+{
+	h.is_live[0] = false;
+	kslab_heap_free_fast(HEAP, h.object[0]);
+}
+
+/* ---- the end ---------------------------------------------------------------------------------------------- */
+
+static void bring_everybody_back(void)
+{
+	for (unsigned cpu = 1; cpu < KSLAB_CFG_CPUS; cpu++) {
+		setup_cpu = cpu;
+		if (HEAP->zone[cpu] == &kslab_zone_none)
+			wmm_assert(kslab_heap_cpu_online(HEAP, cpu) == KSLAB_OK);
+	}
+	setup_cpu = 0;
+}
+
+static void check_heap(void)
+{
+	struct kslab_check_result result;
+	unsigned faults = 0, taken = 0, given = 0;
+
+	h.pages_left = CPU_PAGES;
+	bring_everybody_back();
+	for (unsigned i = 0; i < OBJECTS; i++)
+		if (h.is_live[i])
+			give(i);
+	for (unsigned round = 0; round < 2; round++) { /* each takes in the other's frees */
+		for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+			setup_cpu = cpu;
+			kslab_heap_quiesce(HEAP);
+		}
+	}
+	setup_cpu = 0;
+	wmm_assert(kslab_heap_quiesce(HEAP));
+	wmm_assert(kslab_heap_check(HEAP, &result));
+	for (unsigned t = 0; t < KSLAB_CFG_CPUS + 2; t++)
+		faults += h.faults[t];
+	wmm_assert(faults == (h.expects_double_free ? 1u : 0u));
+	wmm_assert(kslab_heap_fini(HEAP) == KSLAB_OK);
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		taken += h.taken[cpu];
+		given += h.given[cpu];
+	}
+	(void)taken;
+	(void)given;
+}
+
+#define WORLD &h, sizeof(h)
+
+/* clang-format off */
+const struct wmm_scenario heap_scenarios[] = {
+	{ "heap: free, take", "", cpu0_full, { take_4, give_0 }, check_heap, 1, WORLD },
+	{ "heap: free free, take", "", cpu0_full, { take_4_5, give_0, give_1 }, check_heap, 0, WORLD },
+	{ "heap: double free", "", cpu0_full_double, { reclaim, free_0_first, free_0_again }, check_heap, 0, WORLD },
+	{ "heap: reclaim", "", cpu0_full, { give_reclaim, give_1 }, check_heap, 1, WORLD },
+	{ "heap: life again", "a descriptor gets another page elsewhere", cpu0_full_page_more, { reclaim_pass_on, give_1, take_on_new_page }, check_heap, 0, WORLD },
+	{ "heap: offline, free", "", cpu1_going, { give_0, go_offline }, check_heap, 1, WORLD },
+	{ "heap: offline, adopt", "", cpu1_going, { take_4, go_offline, give_0 }, check_heap, 0, WORLD },
+	{ "heap: and back", "offline and online again", cpu1_going, { give_0, go_and_come }, check_heap, 0, WORLD },
+	{ "heap: limbo, reclaim", "", cpu1_full, { reclaim, give_0, give_1 }, check_heap, 0, WORLD },
+	{ "heap: quiesce", "yes means nothing freed before is pending", cpu0_full, { idle, give_0, give_1_quiesce }, check_heap, 0, WORLD },
+};
+/* clang-format on */
+const unsigned heap_scenario_count = sizeof(heap_scenarios) / sizeof(heap_scenarios[0]);
