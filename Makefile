@@ -348,10 +348,27 @@ $(KERNEL)/kernel.elf: $(kernel_objects) linker/$(TARGET).ld
 	$(Q)$(LD) -static -nostdlib --build-id=none -z max-page-size=4096 -z noexecstack \
 		-T linker/$(TARGET).ld -o $@ $(kernel_objects)
 
-# ---- benches ------------------------------------------------------------------------------------
+# ---- evidence: what takes longer, each ends with "N passed, N failed" -----------------------------
 
-bench: need-host ## compare with other allocators, as far as they are installed. BENCH='full -m'
-	@tests/bench/run.sh $(BENCH)
+programs: need-programs host ## sqlite3, python3, git, gcc and redis-server run on libkslab.so
+	@tests/programs.sh $(BUILD)/host
+misuse: need-host ## the table of misuse programs against libkslab.so, debug levels 0 and 1
+	@tests/misuse/run.sh
+readme: need-host ## the example of the README compiles and works
+	@tests/readme.sh
+model: need-model ## weak-memory model checker on the real source, its mutants; Spin. MODEL=quick
+	@tests/wmm/run.sh $(MODEL)
+	@tests/spin/run.sh $(MODEL)
+tsan: need-test ## ThreadSanitizer on many CPUs, and on copies with one order weakened
+	@sh tests/test_tsan.sh
+sanitize: need-sanitize ## AddressSanitizer and Valgrind see through the heap's hooks
+	@tests/sanitize/run.sh
+gdb: need-gdb ## the gdb extension on a process, a core dump and the kernel in QEMU
+	@tests/gdb/run.sh
+bench: need-bench ## compare with other allocators, 40 s (BENCH=full: 8 min)
+	@CC='$(HOSTCC)' CFLAGS='$(CFLAGS)' sh tests/bench/run.sh $(or $(BENCH),quick) -o $(BUILD)/bench
+icount: need-icount ## instructions per call
+	@CC='$(HOSTCC)' sh tests/bench/icount.sh -o $(BUILD)/bench/icount
 
 # ---- packages -----------------------------------------------------------------------------------
 
@@ -375,8 +392,16 @@ need_qemu_x86_64 := qemu-system-x86_64=qemu-system-x86
 need_qemu_aarch64 := qemu-system-aarch64=qemu-system-arm
 need_qemu_riscv64 := qemu-system-riscv64=qemu-system-misc
 need_run := $(need_lib) $(need_qemu_$(TARGET))
+need_programs := $(need_host) sqlite3=sqlite3 python3=python3 git=git gcc=gcc redis-server=redis-server \
+	redis-benchmark=redis-tools
+need_model := $(need_host) spin=spin
+need_sanitize := $(need_host) valgrind=valgrind
+need_gdb := $(need_host) gdb=gdb $(need_qemu_x86_64)
+need_bench := gcc=gcc gnuplot=gnuplot-nox /usr/include/mimalloc.h=libmimalloc-dev \
+	/usr/include/jemalloc/jemalloc.h=libjemalloc-dev /usr/include/gperftools/tcmalloc.h=libgoogle-perftools-dev
+need_icount := gcc=gcc valgrind=valgrind
 need_format-check := clang-format=clang-format
-need_deps := $(sort $(need_freestanding) $(need_test) $(need_run))
+need_deps = $(sort $(need_freestanding) $(need_test) $(need_run) $(need_programs) $(need_model))
 
 deps: need-deps ## install the Debian packages that the others need (they do it by themselves)
 
@@ -416,6 +441,6 @@ help: ## this list
 
 FORCE:
 .PHONY: FORCE lib all install freestanding check-symbols $(freestanding_checks) host test \
-	test-programs kernel run bench deps format-check clean help
+	test-programs kernel run programs misuse readme model tsan sanitize gdb bench icount deps format-check clean help
 
 -include $(wildcard $(OUT)/*.d $(HOST)/*/*.d $(KERNEL)/*/*.d)

@@ -190,6 +190,9 @@ void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc)
 		if (kslab_page_is_empty(page))
 			make_empty(owner, page);
 	}
+	/* On empty pages nothing can wait but double frees that lost their race: note and drop them. */
+	for (page = sc->empty.head; page != NULL; page = kslab_page_list_after(&sc->empty, page))
+		kslab_page_harvest(owner, page);
 }
 
 void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)

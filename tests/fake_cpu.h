@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * fake_cpu.h - owns the CPU that a test thread plays: its number, pins, masked interrupts, NMI (KSLAB_CFG_HEADER).
+ * fake_cpu.h - owns the CPU that a test thread plays: its number, pins, masked interrupts, NMI
+ * (KSLAB_CFG_HEADER).
  * Rank: test helper.  Runs: inlined into every kslab call of a program whose BUILD line names it.
  *
- * Exactly one file of the program says FAKE_CPU_DEFINE. A test looks at fake_pins and fake_masked to prove that
- * callbacks and hooks run unpinned and with interrupts as the caller had them.
+ * Exactly one file of the program says FAKE_CPU_DEFINE. A test looks at fake_pins and fake_masked
+ * to prove that callbacks and hooks run unpinned and with interrupts as the caller had them.
  */
 #ifndef FAKE_CPU_H
 #define FAKE_CPU_H
@@ -12,11 +13,12 @@
 #include <stdint.h>
 
 extern __thread unsigned fake_cpu;
-extern __thread unsigned fake_pins;   /* depth of KSLAB_PORT_PIN */
+extern __thread unsigned fake_pins; /* depth of KSLAB_PORT_PIN */
 extern __thread unsigned fake_masked; /* depth of KSLAB_PORT_IRQ_SAVE */
-extern __thread unsigned fake_nmi;    /* nonzero: an NMI handler runs */
-extern void (*fake_mask)(int mask);   /* NULL, or what really masks: 1 at the outermost SAVE, 0 at its RESTORE */
-extern int fake_yields;               /* nonzero: threads may be more than processors, spinning lets others run */
+extern __thread unsigned fake_nmi; /* nonzero: an NMI handler runs */
+extern void (*fake_mask)(
+	int mask); /* NULL, or what really masks: 1 at the outermost SAVE, 0 at its RESTORE */
+extern int fake_yields; /* nonzero: threads may be more than processors, spinning lets others run */
 
 #define FAKE_CPU_DEFINE                                                                            \
 	__thread unsigned fake_cpu, fake_pins, fake_masked, fake_nmi;                              \

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * heap_image.h - owns the picture of a whole heap, and the proof that a refused call left it bit for bit as it was.
+ * heap_image.h - owns the picture of a whole heap, and the proof that a refused call left it bit
+ * for bit as it was.
  * Rank: test helper.  Runs: one thread, on a quiet heap; may run inside a report hook.
  *
- * In the picture: struct kslab_heap, every page that the map knows (object pages with their contents, large blocks,
- * and metadata, which is where zones, descriptors and leaves lie), metadata that the map does not know yet, the
- * bit trees of regions, emergency pages, the three descriptors that stand for no page, and the zone of CPUs that
- * are not online. Left out, because a refusal is allowed to write them: last_error, failures, slow_frees,
- * lock_acquisitions and the lock's tickets.
+ * In the picture: struct kslab_heap, every page that the map knows (object pages with their
+ * contents, large blocks, and metadata, which is where zones, descriptors and leaves lie), metadata
+ * that the map does not know yet, the bit trees of regions, emergency pages, the three descriptors
+ * that stand for no page, and the zone of CPUs that are not online. Left out, because a refusal is
+ * allowed to write them: last_error, failures, slow_frees, lock_acquisitions and the lock's
+ * tickets.
  */
 #ifndef HEAP_IMAGE_H
 #define HEAP_IMAGE_H
@@ -72,8 +74,8 @@ static inline void heap_image_skip_zone(void *ctx, struct kslab_zone *zone)
 	heap_image_skip(image, &zone->counters.slow_frees, sizeof(zone->counters.slow_frees));
 }
 
-static inline void heap_image_add_window(struct heap_image *image, const struct kslab_heap *heap, uintptr_t base,
-					 const uintptr_t top[], size_t count)
+static inline void heap_image_add_window(struct heap_image *image, const struct kslab_heap *heap,
+					 uintptr_t base, const uintptr_t top[], size_t count)
 {
 	const size_t grain = (size_t)1 << KSLAB_CFG_GRAIN_SHIFT;
 	const void *last = NULL;
@@ -122,7 +124,8 @@ static inline void heap_image_take(struct heap_image *image, struct kslab_heap *
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
 	heap_image_add_map(image, heap);
-	for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
+	for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL;
+	     chunk = chunk->next)
 		if (!chunk->marked)
 			heap_image_add(image, (const void *)chunk->address,
 				       chunk->pages * heap->page_bytes);
@@ -150,7 +153,10 @@ static inline bool heap_image_is_skipped(const struct heap_image *image, const u
 	return false;
 }
 
-/* Address of the first byte that differs from the picture, or NULL; says on standard error what it is. */
+/*
+ * Address of the first byte that differs from the picture, or NULL; says on standard error what it
+ * is.
+ */
 static inline const void *heap_image_difference(const struct heap_image *image)
 {
 	for (size_t i = 0; i < image->count; i++) {
@@ -162,10 +168,12 @@ static inline const void *heap_image_difference(const struct heap_image *image)
 			if (piece->from[k] == piece->copy[k] ||
 			    heap_image_is_skipped(image, piece->from + k))
 				continue;
-			fprintf(stderr, "heap image: byte %zu of the piece at %p (%zu bytes, %s): %02x, was %02x\n",
+			fprintf(stderr,
+				"heap image: byte %zu of the piece at %p (%zu bytes, %s): %02x, was %02x\n",
 				k, (const void *)piece->from, piece->bytes,
-				(const void *)piece->from == (const void *)image->heap ? "struct kslab_heap" :
-											 "a page or metadata",
+				(const void *)piece->from == (const void *)image->heap
+					? "struct kslab_heap"
+					: "a page or metadata",
 				piece->from[k], piece->copy[k]);
 			return piece->from + k;
 		}

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT
- * single_step.h - owns the interrupt that comes at every instruction: a piece of code is run in single steps (x86
- * trap flag), and at each step a forked copy of the program is interrupted there, runs on, and is judged.
+ * single_step.h - owns the interrupt that comes at every instruction: a piece of code is run in
+ * single steps (x86 trap flag), and at each step a forked copy of the program is interrupted there,
+ * runs on, and is judged.
  * Rank: test helper.  Runs: Linux on x86, one thread. Elsewhere single_step_is_available() says no.
  *
  *     step:     1     2     3     4 ...            the parent only steps
  *               |     |     |     |
  *             child child child child              interrupt(), rest of op(), verify(), exit
  *
- * One interrupt for each run, for every place: n runs for n instructions, and the cost is that of n forks.
+ * One interrupt for each run, for every place: n runs for n instructions, and the cost is that of n
+ * forks.
  */
 #ifndef SINGLE_STEP_H
 #define SINGLE_STEP_H
@@ -25,7 +27,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#if defined(__linux__) && (defined(__x86_64__) || defined(__i386__)) && !defined(__SANITIZE_THREAD__)
+#if defined(__linux__) && (defined(__x86_64__) || defined(__i386__)) &&                            \
+	!defined(__SANITIZE_THREAD__)
 #define SINGLE_STEP_FLAG 0x100
 #define SINGLE_STEP_REGISTER REG_EFL
 #endif
@@ -37,14 +40,15 @@
 
 struct single_step {
 	const char *name;
-	void (*op)(void);                /* the code that is interrupted */
-	bool (*may_interrupt)(void);     /* asked at each step; NULL: always */
-	void (*interrupt)(size_t step);  /* what the interrupt does */
-	bool (*verify)(void);            /* after op, in every run: all is well. MAY destroy everything */
-	size_t stride;                   /* only every stride-th step; 0: 1 */
+	void (*op)(void); /* the code that is interrupted */
+	bool (*may_interrupt)(void); /* asked at each step; NULL: always */
+	void (*interrupt)(size_t step); /* what the interrupt does */
+	bool (*verify)(void); /* after op, in every run: all is well. MAY destroy everything */
+	size_t stride; /* only every stride-th step; 0: 1 */
 
-	size_t steps, interrupts;        /* results: instructions of op, runs that were interrupted */
-	size_t failures, first_failure;  /* interrupted runs that went wrong; the step of the first */
+	size_t steps, interrupts; /* results: instructions of op, runs that were interrupted */
+	size_t failures,
+		first_failure; /* interrupted runs that went wrong; the step of the first */
 };
 
 static struct single_step *single_step_now;
@@ -69,7 +73,8 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 	if (!single_step_inside)
 		return;
 	step->steps++;
-	if (step->failures == SINGLE_STEP_FAILURES || (step->stride > 1 && step->steps % step->stride != 0) ||
+	if (step->failures == SINGLE_STEP_FAILURES ||
+	    (step->stride > 1 && step->steps % step->stride != 0) ||
 	    (step->may_interrupt != NULL && !step->may_interrupt()))
 		return;
 	step->interrupts++;
@@ -77,7 +82,8 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 	if (pid == 0) {
 		single_step_child = 1;
 		for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
-			signal(deadly[i], SIG_DFL); /* not cmocka's, which would go on with the next test */
+			signal(deadly[i],
+			       SIG_DFL); /* not cmocka's, which would go on with the next test */
 		alarm(SINGLE_STEP_HANGS);
 		step->interrupt(step->steps);
 		user->uc_mcontext.gregs[SINGLE_STEP_REGISTER] &= ~SINGLE_STEP_FLAG;
@@ -85,8 +91,8 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0) {
 		if (pid > 0 && !WIFEXITED(status))
-			fprintf(stderr, "%s: interrupted at step %zu: signal %d\n", step->name, step->steps,
-				WTERMSIG(status));
+			fprintf(stderr, "%s: interrupted at step %zu: signal %d\n", step->name,
+				step->steps, WTERMSIG(status));
 		if (step->failures++ == 0)
 			step->first_failure = step->steps;
 	}
@@ -131,7 +137,8 @@ static inline bool single_step_start(struct single_step *step, bool judge_plain_
 	good = (!single_step_child && !judge_plain_run) || step->verify();
 	if (single_step_child) {
 		if (!good)
-			fprintf(stderr, "%s: interrupted at step %zu: wrong\n", step->name, step->steps);
+			fprintf(stderr, "%s: interrupted at step %zu: wrong\n", step->name,
+				step->steps);
 		fflush(stderr);
 		_exit(good ? 0 : 1);
 	}
@@ -156,7 +163,10 @@ static inline bool single_step_start(struct single_step *step, bool judge_plain_
 }
 #endif
 
-/* Run op once in single steps. Return: true if no run went wrong, the one without an interrupt included. */
+/*
+ * Run op once in single steps. Return: true if no run went wrong, the one without an interrupt
+ * included.
+ */
 static inline bool single_step_run(struct single_step *step)
 {
 	return single_step_start(step, true);

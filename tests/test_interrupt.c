@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
- * test_interrupt.c - owns the proof that kslab may be called in an interrupt or NMI at any instruction of any call.
+ * test_interrupt.c - owns the proof that kslab may be called in an interrupt or NMI at any
+ * instruction of any call.
  * Rank: test.  Runs: one thread in single steps (x86), then two threads under a storm of signals.
  *
  * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=2 -DKSLAB_CFG_LEVELS=4
  *
- * Single steps: for each instruction of each kind of call one run in which an interrupt comes exactly there,
- * allocates and frees; then everything is looked at. Storm: signals of three ranks, each interrupting the lower
- * ones, and a fourth that no mask stops, the NMI. KSLAB_STORM_SECONDS=60 makes it a long one.
+ * Single steps: for each instruction of each kind of call one run in which an interrupt comes
+ * exactly there, allocates and frees; then everything is looked at. Storm: signals of three ranks,
+ * each interrupting the lower ones, and a fourth that no mask stops, the NMI.
+ * KSLAB_STORM_SECONDS=60 makes it a long one.
  */
 #define _GNU_SOURCE
 #include "testing.h"
@@ -26,9 +28,9 @@ FAKE_CPU_DEFINE;
 
 static struct testing t;
 
-/* ---- a page source for interrupts: it masks them, as a kernel's would ------------------------------------- */
+/* ---- a page source for interrupts: it masks them, as a kernel's would ------------------------ */
 
-static bool in_source;       /* the instructions of the fake source prove nothing */
+static bool in_source; /* the instructions of the fake source prove nothing */
 static size_t nmi_callbacks; /* callbacks that ran in an NMI: none may */
 
 static void *masked_alloc(void *ctx, size_t pages)
@@ -55,7 +57,7 @@ static void masked_free(void *ctx, void *mem, size_t pages)
 	fake_irq_restore(state);
 }
 
-/* ---- objects whose contents are watched ------------------------------------------------------------------- */
+/* ---- objects whose contents are watched ------------------------------------------------------ */
 
 #define WATCHED 512u
 
@@ -120,18 +122,18 @@ static void give(void *p)
 	kslab_heap_free(&t.heap, p);
 }
 
-/* ---- scenarios -------------------------------------------------------------------------------------------- */
+/* ---- scenarios ------------------------------------------------------------------------------- */
 
 #define VICTIMS 6u
 
 static size_t source_pages = 256; /* few, so that a fork is cheap */
-static size_t size;            /* of the objects of the scenario */
-static void *target[70];       /* what op frees */
+static size_t size; /* of the objects of the scenario */
+static void *target[70]; /* what op frees */
 static void *victims[VICTIMS]; /* what interrupts free */
 static unsigned char target_mark;
-static void *result;           /* what op allocated */
+static void *result; /* what op allocated */
 static size_t result_bytes;
-static void *bulk[16];         /* what op allocated at once */
+static void *bulk[16]; /* what op allocated at once */
 static size_t bulk_count;
 static struct kslab_cache cache;
 static bool has_cache, may_fail;
@@ -144,7 +146,8 @@ static void begin_with(size_t n, size_t retain_bytes)
 	memset(&kslab_default_heap, 0, sizeof(kslab_default_heap));
 	fake_cpu = fake_pins = fake_masked = fake_nmi = 0;
 	testing_begin_with(&t, &config, source_pages, false);
-	assert_int_equal(kslab_heap_set_page_source(&t.heap, masked_alloc, masked_free, &t.source), KSLAB_OK);
+	assert_int_equal(kslab_heap_set_page_source(&t.heap, masked_alloc, masked_free, &t.source),
+			 KSLAB_OK);
 	size = n;
 	watched_count = 0;
 	wrong = NULL;
@@ -169,7 +172,10 @@ static bool may_interrupt(void)
 	return fake_masked == 0;
 }
 
-/* What a handler does: allocate of the size in question and of others, free what the task and others allocated. */
+/*
+ * What a handler does: allocate of the size in question and of others, free what the task and
+ * others allocated.
+ */
 static void work_in_handler(size_t step)
 {
 	void *same, *other, *large;
@@ -178,7 +184,8 @@ static void work_in_handler(size_t step)
 	same = take(size);
 	if (same == NULL && !excused)
 		is_wrong("an allocation of an interrupt failed");
-	if (same == NULL && fake_nmi != 0 && kslab_heap_last_error(&t.heap) != KSLAB_BUSY && !may_fail)
+	if (same == NULL && fake_nmi != 0 && kslab_heap_last_error(&t.heap) != KSLAB_BUSY &&
+	    !may_fail)
 		is_wrong("an allocation of an NMI failed for another reason than BUSY");
 	give(victims[0]);
 	victims[0] = NULL;
@@ -293,7 +300,7 @@ static bool verify(void)
 	return wrong == NULL;
 }
 
-/* ---- what is interrupted ---------------------------------------------------------------------------------- */
+/* ---- what is interrupted --------------------------------------------------------------------- */
 
 static void prepare_victims(void)
 {
@@ -543,7 +550,8 @@ static void stage_limbo(void)
 static void stage_cache(void)
 {
 	begin_with(136, 0);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", size, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", size, 0, NULL, NULL),
+			 KSLAB_OK);
 	has_cache = true;
 	prepare_victims();
 }
@@ -605,8 +613,8 @@ static int teardown(void **state)
 }
 
 /*
- * Every stride-th instruction; KSLAB_STEP_STRIDE=1 in the environment: every one, in all tests. Sanitizers make
- * an instruction of ten, and a fork dear: a sample is enough there.
+ * Every stride-th instruction; KSLAB_STEP_STRIDE=1 in the environment: every one, in all tests.
+ * Sanitizers make an instruction of ten, and a fork dear: a sample is enough there.
  */
 static size_t stride_of(size_t wanted)
 {
@@ -636,7 +644,8 @@ static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t ste
 					    .stride = stride_of(stride) };
 
 		scenarios[i].stage();
-		if (scenarios[i].op == op_free || scenarios[i].op == op_free_bulk || scenarios[i].op == op_realloc) {
+		if (scenarios[i].op == op_free || scenarios[i].op == op_free_bulk ||
+		    scenarios[i].op == op_realloc) {
 			target_mark = *(unsigned char *)target[0];
 			unwatch(target[0]);
 		}
@@ -645,8 +654,10 @@ static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t ste
 		if (getenv("KSLAB_TEST_VERBOSE") != NULL)
 			print_message("# %s\n", scenarios[i].name);
 		if (!single_step_run(&step)) {
-			print_error("%s: %zu of %zu interrupted runs went wrong, the first at step %zu\n",
-				    scenarios[i].name, step.failures, step.interrupts, step.first_failure);
+			print_error(
+				"%s: %zu of %zu interrupted runs went wrong, the first at step %zu\n",
+				scenarios[i].name, step.failures, step.interrupts,
+				step.first_failure);
 			bad++;
 		}
 		if (getenv("KSLAB_TEST_VERBOSE") != NULL)
@@ -656,8 +667,8 @@ static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t ste
 		fake_source_fini(&t.source);
 		t.source.memory = NULL;
 	}
-	print_message("# %zu scenarios, %zu instructions, %zu of them interrupted\n", TESTING_COUNT(scenarios), steps,
-		      runs);
+	print_message("# %zu scenarios, %zu instructions, %zu of them interrupted\n",
+		      TESTING_COUNT(scenarios), steps, runs);
 	assert_true(bad == 0);
 	assert_true(runs * stride_of(stride) > 10000); /* or little was tested */
 }
@@ -694,7 +705,7 @@ static void interrupts_may_come_one_after_the_other(void **state)
 	interrupted_everywhere(may_interrupt, interrupt_then_nmi, 7);
 }
 
-/* ---- levels and the lock, step by step -------------------------------------------------------------------- */
+/* ---- levels and the lock, step by step ------------------------------------------------------- */
 
 static void set_busy(bool busy)
 {
@@ -704,7 +715,10 @@ static void set_busy(bool busy)
 		zone->owner.key = busy ? 0 : (uintptr_t)zone;
 }
 
-/* Each level gets a zone when it is first nested into; behind the last one the answer is REENTRY, and frees work. */
+/*
+ * Each level gets a zone when it is first nested into; behind the last one the answer is REENTRY,
+ * and frees work.
+ */
 static void each_level_is_served_and_the_next_is_refused_with_reentry(void **state)
 {
 	void *p[KSLAB_CFG_LEVELS + 1];
@@ -747,7 +761,8 @@ static void an_nmi_only_tries_the_lock_and_its_frees_always_work(void **state)
 		for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
 			if (sizes[i] == 1000)
 				continue;
-			assert_null(kslab_heap_malloc(&t.heap, sizes[i])); /* it would need the callback, or the lock */
+			assert_null(kslab_heap_malloc(
+				&t.heap, sizes[i])); /* it would need the callback, or the lock */
 			assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BUSY);
 		}
 		for (size_t i = 0; i < 9; i++) /* of full pages, the last of a page */
@@ -777,7 +792,8 @@ static void an_nmi_is_served_from_regions(void **state)
 	begin_with(300, 0);
 	before = t.source.alloc_calls;
 	zone = t.heap.zone[0];
-	assert_int_equal(kslab_heap_add_region(&t.heap, fake_source_take(&t.source, 64), 64 * PAGE), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&t.heap, fake_source_take(&t.source, 64), 64 * PAGE),
+			 KSLAB_OK);
 	fake_nmi = 1;
 	for (size_t i = 0; i < TESTING_COUNT(p); i++) {
 		zone->owner.key = i % 2 != 0 ? 0 : (uintptr_t)zone; /* as if inside a call */
@@ -798,12 +814,12 @@ static void an_nmi_is_served_from_regions(void **state)
 	assert_true(t.source.pages_out == 64 && t.source.errors == 0);
 }
 
-/* ---- the storm -------------------------------------------------------------------------------------------- */
+/* ---- the storm ------------------------------------------------------------------------------- */
 
-#define RANKS 5u    /* the task, three interrupts, the NMI */
+#define RANKS 5u /* the task, three interrupts, the NMI */
 #define NMI_RANK 4u
-#define KEPT 24u    /* objects that each of them holds */
-#define SHARED 32u  /* objects that wander between all of them */
+#define KEPT 24u /* objects that each of them holds */
+#define SHARED 32u /* objects that wander between all of them */
 
 #ifndef SIGEV_THREAD_ID
 #define SIGEV_THREAD_ID 4
@@ -932,12 +948,16 @@ static void storm_step(struct context *context, unsigned rank)
 
 static unsigned rank_of(int number)
 {
-	return number == SIGRTMIN ? 1 : number == SIGRTMIN + 1 ? 2 : number == SIGRTMIN + 2 ? 3 : NMI_RANK;
+	return number == SIGRTMIN	? 1
+	       : number == SIGRTMIN + 1 ? 2
+	       : number == SIGRTMIN + 2 ? 3
+					: NMI_RANK;
 }
 
 static void storm_signal(int number)
 {
-	unsigned rank = rank_of(number), masked = fake_masked, pins = fake_pins, nmi_before = fake_nmi;
+	unsigned rank = rank_of(number), masked = fake_masked, pins = fake_pins,
+		 nmi_before = fake_nmi;
 	struct context *context = &contexts[fake_cpu][rank];
 	int saved = errno;
 
@@ -1035,7 +1055,8 @@ static void signals_at_every_rate_and_depth_break_nothing(void **state)
 	source_pages = 4096;
 	begin_with(64, 16 * PAGE);
 	source_pages = 256;
-	assert_int_equal(kslab_heap_set_page_source(&t.heap, storm_alloc, storm_free, &t.source), KSLAB_OK);
+	assert_int_equal(kslab_heap_set_page_source(&t.heap, storm_alloc, storm_free, &t.source),
+			 KSLAB_OK);
 	t.heap.report = storm_report;
 	memset(contexts, 0, sizeof(contexts));
 	for (unsigned i = 0; i < 2 * RANKS; i++)
@@ -1072,10 +1093,15 @@ static void signals_at_every_rate_and_depth_break_nothing(void **state)
 	}
 	rate = (double)signals / seconds / 2;
 	cpu_rate = (double)signals / (cpu_seconds[0] + cpu_seconds[1]);
-	print_message("# signals per thread: %.0f in each second, %.0f in each second that it ran\n", rate, cpu_rate);
-	print_message("# %zu signals, of them %zu NMI; %zu allocations\n", signals, nmi_signals, allocations);
-	print_message("# depth 1: %zu, 2: %zu, 3: %zu, 4: %zu; NULL: %zu busy, %zu re-entry, %zu for another reason\n",
-		      storm_deepest[1], storm_deepest[2], storm_deepest[3], storm_deepest[4], busy, reentry, failed);
+	print_message(
+		"# signals per thread: %.0f in each second, %.0f in each second that it ran\n",
+		rate, cpu_rate);
+	print_message("# %zu signals, of them %zu NMI; %zu allocations\n", signals, nmi_signals,
+		      allocations);
+	print_message(
+		"# depth 1: %zu, 2: %zu, 3: %zu, 4: %zu; NULL: %zu busy, %zu re-entry, %zu for another reason\n",
+		storm_deepest[1], storm_deepest[2], storm_deepest[3], storm_deepest[4], busy,
+		reentry, failed);
 	if (storm_faults != 0 || failed != 0)
 		print_error("%s\n", storm_what);
 	assert_true(storm_faults == 0);
@@ -1086,14 +1112,19 @@ static void signals_at_every_rate_and_depth_break_nothing(void **state)
 }
 
 static const struct CMUnitTest tests_of_interrupts[] = {
-	cmocka_unit_test_setup_teardown(each_level_is_served_and_the_next_is_refused_with_reentry, setup, teardown),
-	cmocka_unit_test_setup_teardown(an_nmi_only_tries_the_lock_and_its_frees_always_work, setup, teardown),
+	cmocka_unit_test_setup_teardown(each_level_is_served_and_the_next_is_refused_with_reentry,
+					setup, teardown),
+	cmocka_unit_test_setup_teardown(an_nmi_only_tries_the_lock_and_its_frees_always_work, setup,
+					teardown),
 	cmocka_unit_test_setup_teardown(an_nmi_is_served_from_regions, setup, teardown),
-	cmocka_unit_test_setup_teardown(an_interrupt_may_come_at_every_instruction, setup, teardown),
+	cmocka_unit_test_setup_teardown(an_interrupt_may_come_at_every_instruction, setup,
+					teardown),
 	cmocka_unit_test_setup_teardown(an_nmi_may_come_at_every_instruction, setup, teardown),
-	cmocka_unit_test_setup_teardown(another_cpu_may_act_between_any_two_instructions, setup, teardown),
+	cmocka_unit_test_setup_teardown(another_cpu_may_act_between_any_two_instructions, setup,
+					teardown),
 	cmocka_unit_test_setup_teardown(interrupts_may_come_one_after_the_other, setup, teardown),
-	cmocka_unit_test_setup_teardown(signals_at_every_rate_and_depth_break_nothing, setup, teardown),
+	cmocka_unit_test_setup_teardown(signals_at_every_rate_and_depth_break_nothing, setup,
+					teardown),
 };
 
 int main(void)

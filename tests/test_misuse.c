@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * test_misuse.c - owns the proof of everything a kernel can do wrong, one test for each row of the table of misuse:
- * the exact fault, and a heap that is bit for bit what it was before.
+ * test_misuse.c - owns the proof of everything a kernel can do wrong, one test for each row of the
+ * table of misuse: the exact fault, and a heap that is bit for bit what it was before.
  * Rank: test.  Runs: one thread that plays four CPUs, in turns; CPU 3 never comes online.
  *
  * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=4 -DKSLAB_CFG_LEVELS=4
@@ -24,11 +24,12 @@ static struct testing t; /* the heap under test */
 static struct testing u; /* another heap, with a source of its own */
 static size_t contract_errors; /* callbacks and hooks that ran pinned, masked, or under the lock */
 
-/* ---- fixture -------------------------------------------------------------------------------------------- */
+/* ---- fixture --------------------------------------------------------------------------------- */
 
 static void look_at_context(void)
 {
-	contract_errors += fake_pins != 0 || fake_masked != 0 || t.heap.lock.next != t.heap.lock.serving;
+	contract_errors +=
+		fake_pins != 0 || fake_masked != 0 || t.heap.lock.next != t.heap.lock.serving;
 }
 
 static void on_pages(struct fake_source *source, size_t pages)
@@ -78,7 +79,8 @@ static int teardown(void **state)
 {
 	(void)state;
 	if (contract_errors != 0)
-		print_error("%zu callbacks ran pinned, masked or under the lock\n", contract_errors);
+		print_error("%zu callbacks ran pinned, masked or under the lock\n",
+			    contract_errors);
 	return contract_errors != 0;
 }
 
@@ -122,9 +124,11 @@ static void put(void *p)
 	testing_step(&t);
 }
 
-/* ---- a refusal, exactly --------------------------------------------------------------------------------- */
+/* ---- a refusal, exactly ---------------------------------------------------------------------- */
 
-/* Every way by which a pointer gets into the heap. Each returns what a refusal answers: NULL or 0. */
+/*
+ * Every way by which a pointer gets into the heap. Each returns what a refusal answers: NULL or 0.
+ */
 static const void *by_free(void *p, size_t n)
 {
 	(void)n;
@@ -217,12 +221,12 @@ struct want {
 	size_t page_bytes;
 };
 
-#define assert_that(condition, name)                                                                           \
-	do {                                                                                                   \
-		if (!(condition)) {                                                                            \
-			print_error("%s: not so: %s\n", (name), #condition);                                   \
-			fail();                                                                                \
-		}                                                                                              \
+#define assert_that(condition, name)                                                               \
+	do {                                                                                       \
+		if (!(condition)) {                                                                \
+			print_error("%s: not so: %s\n", (name), #condition);                       \
+			fail();                                                                    \
+		}                                                                                  \
 	} while (0)
 
 static void check_report(const struct kslab_report *report, const struct want *want, unsigned cpu,
@@ -234,7 +238,8 @@ static void check_report(const struct kslab_report *report, const struct want *w
 	assert_that(report->fault == want->fault, name);
 	assert_that(report->pointer == want->pointer, name);
 	assert_that(report->object == want->object, name);
-	assert_that(want->object_bytes == ANY_BYTES || report->object_bytes == want->object_bytes, name);
+	assert_that(want->object_bytes == ANY_BYTES || report->object_bytes == want->object_bytes,
+		    name);
 	assert_that(report->page == want->page, name);
 	assert_that(report->page_bytes == want->page_bytes, name);
 	assert_that(report->cpu == cpu, name);
@@ -243,7 +248,8 @@ static void check_report(const struct kslab_report *report, const struct want *w
 }
 
 /* One refusal through one door by one CPU. n: a size that the object could have. */
-static void refused_at(const struct door *door, const struct who *who, const struct want *want, size_t n)
+static void refused_at(const struct door *door, const struct who *who, const struct want *want,
+		       size_t n)
 {
 	struct kslab_zone *zone = t.heap.zone[who->cpu];
 	size_t allocs = t.source.alloc_calls, frees = t.source.free_calls;
@@ -283,10 +289,16 @@ static struct want want_object(enum kslab_fault fault, void *pointer, void *obje
 	const struct kslab_page *page = page_of(object);
 	size_t page_bytes = (size_t)page->pages * PAGE;
 
-	/* From first principles: an object page is aligned to its length when the source aligns runs. */
-	const struct want want = { fault,	 pointer,
-				   object,	 page->sc->size,
-				   (const void *)((uintptr_t)object & ~(uintptr_t)(page_bytes - 1)), page_bytes };
+	/*
+	 * From first principles: an object page is aligned to its length when the source aligns
+	 * runs.
+	 */
+	const struct want want = { fault,
+				   pointer,
+				   object,
+				   page->sc->size,
+				   (const void *)((uintptr_t)object & ~(uintptr_t)(page_bytes - 1)),
+				   page_bytes };
 	return want;
 }
 
@@ -297,7 +309,7 @@ static struct want want_nothing(enum kslab_fault fault, void *pointer)
 	return want;
 }
 
-/* ---- rows 1, 2, 3: double free -------------------------------------------------------------------------- */
+/* ---- rows 1, 2, 3: double free --------------------------------------------------------------- */
 
 static const size_t some_sizes[] = { 1, 8, 24, 48, 96, 200, 512, 1000, 2048, 4096, 6000, 16384 };
 
@@ -348,7 +360,9 @@ static void double_free_is_refused_after_other_frees(void **state)
 	end(&t);
 }
 
-/* The page of the slot is in each state that a page with a free slot can have, and full with mail. */
+/*
+ * The page of the slot is in each state that a page with a free slot can have, and full with mail.
+ */
 static void double_free_is_refused_in_every_page_state(void **state)
 {
 	const size_t n = 512, slots = PAGE / 512;
@@ -390,7 +404,8 @@ static void double_free_is_refused_in_every_page_state(void **state)
 
 static void double_free_is_refused_when_the_page_has_gone_back(void **state)
 {
-	const struct kslab_config config = { .max_page_bytes = PAGE, .retain_bytes = KSLAB_RETAIN_NONE };
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE };
 	struct want want;
 	void *p;
 
@@ -405,7 +420,9 @@ static void double_free_is_refused_when_the_page_has_gone_back(void **state)
 	end(&t);
 }
 
-/* A zone keeps a few freed blocks whole: they are free all the same, and known as what they were. */
+/*
+ * A zone keeps a few freed blocks whole: they are free all the same, and known as what they were.
+ */
 static void double_free_of_a_large_block_is_refused(void **state)
 {
 	struct kslab_stats stats;
@@ -429,7 +446,10 @@ static void double_free_of_a_large_block_is_refused(void **state)
 	end(&t);
 }
 
-/* Row 3 is a limit, not a promise: nothing in the heap's state tells the two owners of the slot apart. */
+/*
+ * Row 3 is a limit, not a promise: nothing in the heap's state tells the two owners of the slot
+ * apart.
+ */
 static void double_free_after_reissue_frees_the_new_object_and_nothing_else(void **state)
 {
 	struct want want;
@@ -456,7 +476,7 @@ static void double_free_after_reissue_frees_the_new_object_and_nothing_else(void
 	end(&t);
 }
 
-/* ---- rows 4, 5, 6: inside a page, but no object --------------------------------------------------------- */
+/* ---- rows 4, 5, 6: inside a page, but no object ---------------------------------------------- */
 
 static void interior_pointers_are_refused_at_every_offset(void **state)
 {
@@ -476,9 +496,12 @@ static void interior_pointers_are_refused_at_every_offset(void **state)
 				continue;
 			}
 			bytes = page_of(p)->sc->size;
-			step = bytes > 128 ? 61 : 1; /* every offset of the small ones, a coprime step else */
+			step = bytes > 128
+				       ? 61
+				       : 1; /* every offset of the small ones, a coprime step else */
 			for (size_t k = 1; k < bytes; k += step) {
-				struct want want = want_object(KSLAB_FAULT_INTERIOR_POINTER, q + k, q);
+				struct want want =
+					want_object(KSLAB_FAULT_INTERIOR_POINTER, q + k, q);
 
 				refused_at(&doors[0], &everybody[k % 4], &want, n);
 			}
@@ -536,7 +559,9 @@ static void interior_pointers_of_large_blocks_are_refused(void **state)
 	online(1);
 	p = get(5 * PAGE);
 	for (size_t i = 0; i < TESTING_COUNT(offsets); i++) {
-		const struct want want = { KSLAB_FAULT_INTERIOR_POINTER, p + offsets[i], p, 5 * PAGE, p, 5 * PAGE };
+		const struct want want = {
+			KSLAB_FAULT_INTERIOR_POINTER, p + offsets[i], p, 5 * PAGE, p, 5 * PAGE
+		};
 
 		refused(&want, 5 * PAGE);
 	}
@@ -544,7 +569,10 @@ static void interior_pointers_of_large_blocks_are_refused(void **state)
 	end(&t);
 }
 
-/* A run longer than its block, because the source does not align: the pages before and behind it are no object. */
+/*
+ * A run longer than its block, because the source does not align: the pages before and behind it
+ * are no object.
+ */
 static void pages_beside_an_aligned_large_block_are_no_object(void **state)
 {
 	unsigned char *p;
@@ -562,7 +590,9 @@ static void pages_beside_an_aligned_large_block_are_no_object(void **state)
 	end_of_block = (uintptr_t)p + 4 * PAGE;
 	assert_true(run < (uintptr_t)p || end_of_block < run_end); /* or there is nothing to test */
 	for (uintptr_t a = run; a < run_end; a += PAGE) {
-		struct want want = { KSLAB_FAULT_BAD_POINTER, (void *)a, NULL, ANY_BYTES, p, 4 * PAGE };
+		struct want want = {
+			KSLAB_FAULT_BAD_POINTER, (void *)a, NULL, ANY_BYTES, p, 4 * PAGE
+		};
 
 		if (a >= (uintptr_t)p && a < end_of_block)
 			continue;
@@ -594,7 +624,10 @@ static void slots_that_were_never_issued_are_refused(void **state)
 	end(&t);
 }
 
-/* Row 6: bound by the number of slots. Pages whose tail is as long as a slot or more can't exist; all others do. */
+/*
+ * Row 6: bound by the number of slots. Pages whose tail is as long as a slot or more can't exist;
+ * all others do.
+ */
 static void addresses_behind_the_last_slot_are_refused(void **state)
 {
 	static const struct kslab_config *const configs[] = { &single_frames, &long_pages };
@@ -607,12 +640,18 @@ static void addresses_behind_the_last_slot_are_refused(void **state)
 		for (size_t n = 8; n <= 2048; n = n * 5 / 4 / 8 * 8 + 8) {
 			unsigned char *p = get(n);
 			const struct kslab_page *page = page_of(p);
-			size_t page_bytes = (size_t)page->pages * PAGE, tail = page_bytes % page->sc->size;
-			unsigned char *base = (unsigned char *)((uintptr_t)p & ~(uintptr_t)(page_bytes - 1));
+			size_t page_bytes = (size_t)page->pages * PAGE,
+			       tail = page_bytes % page->sc->size;
+			unsigned char *base =
+				(unsigned char *)((uintptr_t)p & ~(uintptr_t)(page_bytes - 1));
 
 			for (size_t k = 0; k < tail; k += k < 16 ? 1 : 13) {
-				struct want want = { KSLAB_FAULT_BAD_POINTER, base + page_bytes - tail + k, NULL,
-						     ANY_BYTES, base, page_bytes };
+				struct want want = { KSLAB_FAULT_BAD_POINTER,
+						     base + page_bytes - tail + k,
+						     NULL,
+						     ANY_BYTES,
+						     base,
+						     page_bytes };
 
 				refused_at(&doors[k % 4], &everybody[k % 4], &want, n);
 				tails++;
@@ -624,7 +663,7 @@ static void addresses_behind_the_last_slot_are_refused(void **state)
 	assert_true(tails > 100);
 }
 
-/* ---- rows 7, 8, 9, 10: not in an object page ------------------------------------------------------------ */
+/* ---- rows 7, 8, 9, 10: not in an object page ------------------------------------------------- */
 
 static void metadata_is_refused(void **state)
 {
@@ -636,25 +675,28 @@ static void metadata_is_refused(void **state)
 	online(1);
 	p = get(64);
 	large = get(3 * PAGE);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 40, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 40, 0, NULL, NULL),
+			 KSLAB_OK);
 	q = must(kslab_cache_alloc(&cache));
 	{
 		struct kslab_page *page = page_of(p);
 		const uintptr_t addresses[] = {
-			(uintptr_t)page,                              /* a descriptor */
-			(uintptr_t)&page->bits[0].freed,              /* its bits */
-			(uintptr_t)page_of(large),                    /* a large block's */
-			(uintptr_t)page_of(q)->sc,                    /* a cache's part of a zone */
-			(uintptr_t)t.heap.zone[1],                    /* another CPU's zone */
+			(uintptr_t)page, /* a descriptor */
+			(uintptr_t)&page->bits[0].freed, /* its bits */
+			(uintptr_t)page_of(large), /* a large block's */
+			(uintptr_t)page_of(q)->sc, /* a cache's part of a zone */
+			(uintptr_t)t.heap.zone[1], /* another CPU's zone */
 			(uintptr_t)t.heap.zone[1] + 8,
-			(uintptr_t)kslab_page_map_entry(              /* a leaf of the map */
-				t.heap.map.top[kslab_page_map_top_index(&t.heap.map, (uintptr_t)p)],
-				(uintptr_t)p),
-			t.heap.meta.bump_end - 1,                     /* the last byte of a chunk */
+			(uintptr_t)kslab_page_map_entry(/* a leaf of the map */
+							t.heap.map.top[kslab_page_map_top_index(
+								&t.heap.map, (uintptr_t)p)],
+							(uintptr_t)p),
+			t.heap.meta.bump_end - 1, /* the last byte of a chunk */
 		};
 
 		for (size_t i = 0; i < TESTING_COUNT(addresses); i++) {
-			struct want want = want_nothing(KSLAB_FAULT_BAD_POINTER, (void *)addresses[i]);
+			struct want want =
+				want_nothing(KSLAB_FAULT_BAD_POINTER, (void *)addresses[i]);
 
 			refused(&want, 64);
 		}
@@ -681,7 +723,8 @@ static void an_in_page_footer_is_refused(void **state)
 	assert_int_equal(kslab_sc_allocate(&sc, layout, &p), KSLAB_ALLOCATION_OK);
 	for (size_t offset = kslab_sc_slots(&sc) * 64; offset < PAGE; offset++) {
 		memcpy(before, page, PAGE);
-		assert_int_equal(kslab_sc_deallocate(&sc, page + offset, layout), KSLAB_INVALID_POINTER);
+		assert_int_equal(kslab_sc_deallocate(&sc, page + offset, layout),
+				 KSLAB_INVALID_POINTER);
 		assert_memory_equal(before, page, PAGE);
 	}
 	for (size_t offset = 1; offset < 64; offset++) {
@@ -713,14 +756,21 @@ static void foreign_addresses_are_refused_and_not_dereferenced(void **state)
 			(uintptr_t)&local,
 			(uintptr_t)&global,
 			(uintptr_t)&foreign_addresses_are_refused_and_not_dereferenced, /* code */
-			(uintptr_t)&t.heap,                   /* struct kslab_heap is its owner's */
+			(uintptr_t)&t.heap, /* struct kslab_heap is its owner's */
 			(uintptr_t)&t.heap.boot_zone,
-			(uintptr_t)t.source.memory + 100 * PAGE, /* memory of the source, not given out: PROT_NONE */
+			(uintptr_t)t.source.memory +
+				100 * PAGE, /* memory of the source, not given out: PROT_NONE */
 			(uintptr_t)t.source.memory + 100 * PAGE + 8,
-			1, 8, PAGE, PAGE - 1,                 /* the page at zero */
-			UINTPTR_MAX, UINTPTR_MAX - 7, UINTPTR_MAX & ~(uintptr_t)(PAGE - 1),
-			UINTPTR_MAX / 2, UINTPTR_MAX / 2 + 1, /* where x86-64 has no addresses */
-			t.heap.map.base,                      /* the window's edges */
+			1,
+			8,
+			PAGE,
+			PAGE - 1, /* the page at zero */
+			UINTPTR_MAX,
+			UINTPTR_MAX - 7,
+			UINTPTR_MAX & ~(uintptr_t)(PAGE - 1),
+			UINTPTR_MAX / 2,
+			UINTPTR_MAX / 2 + 1, /* where x86-64 has no addresses */
+			t.heap.map.base, /* the window's edges */
 			t.heap.map.base - 1,
 			t.heap.map.base + (uintptr_t)KSLAB_WINDOW_BYTES,
 			t.heap.map.base + (uintptr_t)KSLAB_WINDOW_BYTES - 1,
@@ -728,7 +778,8 @@ static void foreign_addresses_are_refused_and_not_dereferenced(void **state)
 
 		assert_false(fake_source_is_out(&t.source, (void *)addresses[5]));
 		for (size_t i = 0; i < TESTING_COUNT(addresses); i++) {
-			struct want want = want_nothing(KSLAB_FAULT_FOREIGN_POINTER, (void *)addresses[i]);
+			struct want want =
+				want_nothing(KSLAB_FAULT_FOREIGN_POINTER, (void *)addresses[i]);
 
 			if (addresses[i] == 0) /* the 32-bit window ends at 0, which is NULL */
 				continue;
@@ -742,7 +793,9 @@ static void foreign_addresses_are_refused_and_not_dereferenced(void **state)
 static void unmapped_addresses_are_refused_without_a_page_fault(void **state)
 {
 	struct testing_random random = testing_seed("unmapped", 9);
-	unsigned char *mapping = mmap(NULL, 16 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *p;
+	unsigned char *mapping =
+			      mmap(NULL, 16 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+		      *p;
 
 	(void)state;
 	assert_true(mapping != MAP_FAILED);
@@ -760,7 +813,8 @@ static void unmapped_addresses_are_refused_without_a_page_fault(void **state)
 		struct want want;
 
 		if (i % 2 != 0)
-			address = t.heap.map.base + (uintptr_t)(testing_random_next(&random) % KSLAB_WINDOW_BYTES);
+			address = t.heap.map.base +
+				  (uintptr_t)(testing_random_next(&random) % KSLAB_WINDOW_BYTES);
 		if (address == 0 || fake_source_is_out(&t.source, (void *)address))
 			continue;
 		want = want_nothing(KSLAB_FAULT_FOREIGN_POINTER, (void *)address);
@@ -785,7 +839,8 @@ static void null_is_taken_by_every_door_and_does_nothing(void **state)
 	begin(&t, &single_frames);
 	online(1);
 	p = get(64);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 40, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 40, 0, NULL, NULL),
+			 KSLAB_OK);
 	for (size_t w = 0; w < TESTING_COUNT(everybody); w++) {
 		fake_cpu = everybody[w].cpu;
 		heap_image_take(&image, &t.heap);
@@ -806,7 +861,7 @@ static void null_is_taken_by_every_door_and_does_nothing(void **state)
 	end(&t);
 }
 
-/* ---- row 11: another heap, another cache ---------------------------------------------------------------- */
+/* ---- row 11: another heap, another cache ----------------------------------------------------- */
 
 static void an_object_of_another_heap_is_foreign_and_both_are_unchanged(void **state)
 {
@@ -914,7 +969,8 @@ static void realloc_refuses_the_object_of_a_cache(void **state)
 	(void)state;
 	begin(&t, &single_frames);
 	online(1);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 72, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 72, 0, NULL, NULL),
+			 KSLAB_OK);
 	p = must(kslab_cache_alloc(&cache));
 	want = want_object(KSLAB_FAULT_WRONG_CACHE, p, p);
 	for (size_t d = 4; d < 8; d++)
@@ -925,7 +981,7 @@ static void realloc_refuses_the_object_of_a_cache(void **state)
 	end(&t);
 }
 
-/* ---- row 12: wrong size --------------------------------------------------------------------------------- */
+/* ---- row 12: wrong size ---------------------------------------------------------------------- */
 
 static size_t given_size, given_align;
 
@@ -974,7 +1030,7 @@ static void sized_free_refuses_a_size_of_another_class(void **state)
 		wrong_size_is_refused(&want, 1, 3 * PAGE);
 		wrong_size_is_refused(&want, 1, SIZE_MAX);
 		wrong_size_is_refused(&want, 1, SIZE_MAX / 2 + 1);
-		wrong_size_is_refused(&want, 0, sizes[i]);        /* no alignment leads here */
+		wrong_size_is_refused(&want, 0, sizes[i]); /* no alignment leads here */
 		wrong_size_is_refused(&want, 3, sizes[i]);
 		wrong_size_is_refused(&want, 2 * PAGE, sizes[i]);
 		wrong_size_is_refused(&want, SIZE_MAX / 2 + 1, sizes[i]);
@@ -989,7 +1045,9 @@ static void sized_free_refuses_a_size_of_another_class(void **state)
 
 static void sized_free_refuses_a_wrong_length_of_a_large_block(void **state)
 {
-	static const size_t wrong[] = { 0, 64, 3 * PAGE, 4 * PAGE, 5 * PAGE + 1, 6 * PAGE, SIZE_MAX };
+	static const size_t wrong[] = {
+		0, 64, 3 * PAGE, 4 * PAGE, 5 * PAGE + 1, 6 * PAGE, SIZE_MAX
+	};
 	struct want want;
 	void *p;
 
@@ -1050,7 +1108,7 @@ static void sized_free_names_the_fault_of_the_pointer_first(void **state)
 	end(&t);
 }
 
-/* ---- rows 13, 14: sizes without end --------------------------------------------------------------------- */
+/* ---- rows 13, 14: sizes without end ---------------------------------------------------------- */
 
 static void failed_with(void *p, enum kslab_reason reason)
 {
@@ -1062,9 +1120,12 @@ static void failed_with(void *p, enum kslab_reason reason)
 static void a_product_that_wraps_is_refused(void **state)
 {
 	static const size_t pairs[][2] = {
-		{ SIZE_MAX, 2 },          { 2, SIZE_MAX },        { SIZE_MAX / 2 + 1, 2 },
-		{ SIZE_MAX / 3 + 1, 3 },  { SIZE_MAX, SIZE_MAX }, { (size_t)1 << (sizeof(size_t) * 4),
-								    (size_t)1 << (sizeof(size_t) * 4) },
+		{ SIZE_MAX, 2 },
+		{ 2, SIZE_MAX },
+		{ SIZE_MAX / 2 + 1, 2 },
+		{ SIZE_MAX / 3 + 1, 3 },
+		{ SIZE_MAX, SIZE_MAX },
+		{ (size_t)1 << (sizeof(size_t) * 4), (size_t)1 << (sizeof(size_t) * 4) },
 		{ SIZE_MAX / 8 + 2, 8 },
 	};
 	struct heap_image image;
@@ -1077,8 +1138,10 @@ static void a_product_that_wraps_is_refused(void **state)
 	heap_image_take(&image, &t.heap);
 	for (size_t i = 0; i < TESTING_COUNT(pairs); i++) {
 		failed_with(kslab_heap_calloc(&t.heap, pairs[i][0], pairs[i][1]), KSLAB_OVERFLOW);
-		failed_with(kslab_heap_reallocarray(&t.heap, p, pairs[i][0], pairs[i][1]), KSLAB_OVERFLOW);
-		failed_with(kslab_heap_reallocarray(&t.heap, NULL, pairs[i][0], pairs[i][1]), KSLAB_OVERFLOW);
+		failed_with(kslab_heap_reallocarray(&t.heap, p, pairs[i][0], pairs[i][1]),
+			    KSLAB_OVERFLOW);
+		failed_with(kslab_heap_reallocarray(&t.heap, NULL, pairs[i][0], pairs[i][1]),
+			    KSLAB_OVERFLOW);
 	}
 	assert_true(heap_image_is_unchanged(&image));
 	assert_true(t.recorder.count == 0);
@@ -1098,7 +1161,8 @@ static void huge_sizes_are_too_large_by_every_call(void **state)
 	large = get(3 * PAGE);
 	heap_image_take(&image, &t.heap);
 	for (size_t k = 0; k < 3 * PAGE; k += k < 40 ? 1 : 1001) {
-		const size_t sizes[] = { SIZE_MAX - k, SIZE_MAX / 2 + 1 - k % 4, SIZE_MAX / 2 + k, SIZE_MAX / 4 * 3 };
+		const size_t sizes[] = { SIZE_MAX - k, SIZE_MAX / 2 + 1 - k % 4, SIZE_MAX / 2 + k,
+					 SIZE_MAX / 4 * 3 };
 
 		for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
 			size_t n = sizes[i];
@@ -1109,8 +1173,10 @@ static void huge_sizes_are_too_large_by_every_call(void **state)
 			failed_with(kslab_heap_realloc(&t.heap, p, n), KSLAB_TOO_LARGE);
 			failed_with(kslab_heap_realloc(&t.heap, large, n), KSLAB_TOO_LARGE);
 			failed_with(kslab_heap_aligned_alloc(&t.heap, 64, n), KSLAB_TOO_LARGE);
-			failed_with(kslab_heap_aligned_alloc(&t.heap, 4 * PAGE, n), KSLAB_TOO_LARGE);
-			failed_with(kslab_heap_alloc(&t.heap, n, 1, KSLAB_ZERO | KSLAB_NOWAIT | KSLAB_RESERVE),
+			failed_with(kslab_heap_aligned_alloc(&t.heap, 4 * PAGE, n),
+				    KSLAB_TOO_LARGE);
+			failed_with(kslab_heap_alloc(&t.heap, n, 1,
+						     KSLAB_ZERO | KSLAB_NOWAIT | KSLAB_RESERVE),
 				    KSLAB_TOO_LARGE);
 			assert_true(kslab_heap_malloc_bulk(&t.heap, n, 3, out) == 0);
 			assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_TOO_LARGE);
@@ -1125,7 +1191,9 @@ static void huge_sizes_are_too_large_by_every_call(void **state)
 	end(&t);
 }
 
-/* From a page to the end of the address space nothing wraps: served with that length, or refused. */
+/*
+ * From a page to the end of the address space nothing wraps: served with that length, or refused.
+ */
 static void every_size_is_served_whole_or_refused(void **state)
 {
 	size_t served = 0, refusals = 0;
@@ -1158,7 +1226,7 @@ static void every_size_is_served_whole_or_refused(void **state)
 	end(&t);
 }
 
-/* ---- row 15: size 0 ------------------------------------------------------------------------------------- */
+/* ---- row 15: size 0 -------------------------------------------------------------------------- */
 
 static void size_zero_gives_distinct_objects_that_free_takes(void **state)
 {
@@ -1202,12 +1270,14 @@ static void size_zero_gives_distinct_objects_that_free_takes(void **state)
 	end(&t);
 }
 
-/* ---- row 16: alignment ---------------------------------------------------------------------------------- */
+/* ---- row 16: alignment ----------------------------------------------------------------------- */
 
 static void alignments_that_are_none_are_refused(void **state)
 {
-	static const size_t aligns[] = { 0, 3, 5, 6, 7, 9, 12, 24, 48, 100, PAGE - 1, PAGE + 1, 3 * PAGE, SIZE_MAX,
-					 SIZE_MAX - 1, SIZE_MAX / 2 };
+	static const size_t aligns[] = { 0,	      3,	5,	  6,	    7,
+					 9,	      12,	24,	  48,	    100,
+					 PAGE - 1,    PAGE + 1, 3 * PAGE, SIZE_MAX, SIZE_MAX - 1,
+					 SIZE_MAX / 2 };
 	static const size_t sizes[] = { 0, 1, 64, PAGE, 3 * PAGE, SIZE_MAX };
 	struct heap_image image;
 	void *p;
@@ -1218,8 +1288,10 @@ static void alignments_that_are_none_are_refused(void **state)
 	heap_image_take(&image, &t.heap);
 	for (size_t a = 0; a < TESTING_COUNT(aligns); a++) {
 		for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
-			failed_with(kslab_heap_aligned_alloc(&t.heap, aligns[a], sizes[i]), KSLAB_BAD_ALIGNMENT);
-			failed_with(kslab_heap_alloc(&t.heap, sizes[i], aligns[a], KSLAB_ZERO), KSLAB_BAD_ALIGNMENT);
+			failed_with(kslab_heap_aligned_alloc(&t.heap, aligns[a], sizes[i]),
+				    KSLAB_BAD_ALIGNMENT);
+			failed_with(kslab_heap_alloc(&t.heap, sizes[i], aligns[a], KSLAB_ZERO),
+				    KSLAB_BAD_ALIGNMENT);
 		}
 	}
 	assert_true(heap_image_is_unchanged(&image));
@@ -1229,7 +1301,8 @@ static void alignments_that_are_none_are_refused(void **state)
 
 static void every_alignment_is_kept_or_refused(void **state)
 {
-	static const size_t sizes[] = { 0, 1, 8, 24, 63, 65, 100, 1000, 2049, PAGE, PAGE + 1, 5 * PAGE, 20000 };
+	static const size_t sizes[] = { 0,    1,    8,	  24,	    63,	      65,   100,
+					1000, 2049, PAGE, PAGE + 1, 5 * PAGE, 20000 };
 	static const struct kslab_config *const configs[] = { &single_frames, &long_pages };
 	size_t served = 0, refusals = 0;
 
@@ -1247,8 +1320,9 @@ static void every_alignment_is_kept_or_refused(void **state)
 				if (p == NULL) {
 					refusals++;
 					/* Only for want of a run that is long enough. */
-					assert_true(align > (variant / 2 != 2 ? 1024 * PAGE : PAGE) ||
-						    (variant / 2 == 2 && sizes[i] > PAGE));
+					assert_true(
+						align > (variant / 2 != 2 ? 1024 * PAGE : PAGE) ||
+						(variant / 2 == 2 && sizes[i] > PAGE));
 					continue;
 				}
 				served++;
@@ -1263,7 +1337,7 @@ static void every_alignment_is_kept_or_refused(void **state)
 	assert_true(served > 1000 && refusals > 500);
 }
 
-/* ---- row 17: no pages ----------------------------------------------------------------------------------- */
+/* ---- row 17: no pages ------------------------------------------------------------------------ */
 
 static void *allocate_kind(unsigned kind)
 {
@@ -1304,7 +1378,8 @@ static void each_failure_of_the_page_source_is_clean(void **state)
 			tried++;
 			failed_with(p, KSLAB_NO_PAGES);
 			kslab_heap_stats(&t.heap, &stats);
-			assert_true(stats.live_objects == 0 && stats.large_blocks == 0 && stats.large_pages == 0);
+			assert_true(stats.live_objects == 0 && stats.large_blocks == 0 &&
+				    stats.large_pages == 0);
 			assert_true(stats.pages_in_use == t.source.pages_out);
 			assert_true(stats.pages_in_use == stats.metadata_pages);
 			assert_true(n > 1 || stats.pages_in_use == 0);
@@ -1345,8 +1420,10 @@ static void memory_that_is_out_changes_no_count(void **state)
 		testing_step(&t);
 	}
 	kslab_heap_stats(&t.heap, &now);
-	assert_true(now.pages_in_use == stats.pages_in_use && now.metadata_pages == stats.metadata_pages);
-	assert_true(now.live_objects == stats.live_objects && now.object_bytes == stats.object_bytes);
+	assert_true(now.pages_in_use == stats.pages_in_use &&
+		    now.metadata_pages == stats.metadata_pages);
+	assert_true(now.live_objects == stats.live_objects &&
+		    now.object_bytes == stats.object_bytes);
 	assert_true(now.empty_pages == stats.empty_pages && now.large_blocks == 0);
 	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++) {
 		assert_true(kslab_heap_class_stats(&t.heap, cls, &after));
@@ -1360,7 +1437,10 @@ static void memory_that_is_out_changes_no_count(void **state)
 	end(&t);
 }
 
-/* Two thousand failures in the middle of a request cost at most the page that the first of them fetched. */
+/*
+ * Two thousand failures in the middle of a request cost at most the page that the first of them
+ * fetched.
+ */
 static void failures_do_not_eat_memory(void **state)
 {
 	size_t out;
@@ -1371,10 +1451,14 @@ static void failures_do_not_eat_memory(void **state)
 	keep = get(64);
 	out = t.source.pages_out;
 	for (unsigned i = 0; i < 2000; i++) {
-		/* A page far away needs a leaf of the map: a record in a chunk, then a page, and that one fails. */
+		/*
+		 * A page far away needs a leaf of the map: a record in a chunk, then a page, and
+		 * that one fails.
+		 */
 		t.source.force = true;
 		t.source.forced = t.source.memory + 2048 * (size_t)PAGE;
-		fake_source_fail_at(&t.source, t.heap.meta.bump_end - t.heap.meta.bump >= 64 ? 2 : 3);
+		fake_source_fail_at(&t.source,
+				    t.heap.meta.bump_end - t.heap.meta.bump >= 64 ? 2 : 3);
 		assert_null(kslab_heap_malloc(&t.heap, 200));
 		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
 		testing_step(&t);
@@ -1386,7 +1470,7 @@ static void failures_do_not_eat_memory(void **state)
 	end(&t);
 }
 
-/* ---- rows 18, 19: pages that can't be used -------------------------------------------------------------- */
+/* ---- rows 18, 19: pages that can't be used --------------------------------------------------- */
 
 static void a_page_is_refused(void *page, size_t n, size_t page_bytes, bool goes_back)
 {
@@ -1404,7 +1488,8 @@ static void a_page_is_refused(void *page, size_t n, size_t page_bytes, bool goes
 	assert_null(kslab_heap_malloc(&t.heap, n));
 	/* The request for a reclaim is the one thing that a failed allocation leaves behind. */
 	heap_image_skip(&image, &t.heap.reclaim_epoch, sizeof(t.heap.reclaim_epoch));
-	heap_image_skip(&image, &t.heap.boot_zone.reclaim_epoch, sizeof(t.heap.boot_zone.reclaim_epoch));
+	heap_image_skip(&image, &t.heap.boot_zone.reclaim_epoch,
+			sizeof(t.heap.boot_zone.reclaim_epoch));
 	heap_image_skip(&image, &t.heap.boot_zone.counters, sizeof(t.heap.boot_zone.counters));
 	heap_image_skip(&image, &t.heap.run_limit, sizeof(t.heap.run_limit));
 	assert_true(heap_image_is_unchanged(&image));
@@ -1429,7 +1514,8 @@ static void a_misaligned_page_is_reported_and_given_back(void **state)
 {
 	static unsigned char junk[4 * PAGE];
 	static const size_t offsets[] = { 1, 8, 64, PAGE / 2, PAGE - 1 };
-	unsigned char *aligned = (unsigned char *)(((uintptr_t)junk + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
+	unsigned char *aligned =
+		(unsigned char *)(((uintptr_t)junk + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
 
 	(void)state;
 	begin(&t, &single_frames);
@@ -1453,7 +1539,8 @@ static void a_page_that_wraps_the_address_space_is_refused(void **state)
 	put(get(64));
 	put(get(3 * PAGE));
 	a_page_is_refused((void *)(UINTPTR_MAX & ~(uintptr_t)(PAGE - 1)), 3 * PAGE, 3 * PAGE, true);
-	a_page_is_refused((void *)(UINTPTR_MAX & ~(uintptr_t)(2 * PAGE - 1)), 3 * PAGE, 3 * PAGE, true);
+	a_page_is_refused((void *)(UINTPTR_MAX & ~(uintptr_t)(2 * PAGE - 1)), 3 * PAGE, 3 * PAGE,
+			  true);
 	end(&t);
 }
 
@@ -1469,13 +1556,15 @@ static void a_page_that_is_ours_already_is_reported_and_not_given_back(void **st
 		unsigned char *page = (unsigned char *)((uintptr_t)p & ~(uintptr_t)(PAGE - 1));
 		unsigned char *meta = (unsigned char *)t.heap.meta.chunks->address;
 
-		a_page_is_refused(page, 200, PAGE, false);               /* an object page */
-		a_page_is_refused(large, 200, PAGE, false);              /* a large block's first page */
-		a_page_is_refused(large + 3 * PAGE, 200, PAGE, false);   /* its last */
-		a_page_is_refused(meta, 200, PAGE, false);               /* metadata */
-		a_page_is_refused(large - 2 * PAGE, 3 * PAGE, 3 * PAGE, false); /* overlapping at its end */
-		a_page_is_refused(large + 3 * PAGE, 3 * PAGE, 3 * PAGE, false); /* and at its beginning */
-		a_page_is_refused(large, 4 * PAGE, 4 * PAGE, false);     /* exactly */
+		a_page_is_refused(page, 200, PAGE, false); /* an object page */
+		a_page_is_refused(large, 200, PAGE, false); /* a large block's first page */
+		a_page_is_refused(large + 3 * PAGE, 200, PAGE, false); /* its last */
+		a_page_is_refused(meta, 200, PAGE, false); /* metadata */
+		a_page_is_refused(large - 2 * PAGE, 3 * PAGE, 3 * PAGE,
+				  false); /* overlapping at its end */
+		a_page_is_refused(large + 3 * PAGE, 3 * PAGE, 3 * PAGE,
+				  false); /* and at its beginning */
+		a_page_is_refused(large, 4 * PAGE, 4 * PAGE, false); /* exactly */
 		a_page_is_refused(large - 4 * PAGE, 16 * PAGE, 16 * PAGE, false); /* round it */
 	}
 	put(p);
@@ -1586,22 +1675,25 @@ static void pages_may_hold_anything(void **state)
 		static _Alignas(16 * PAGE) unsigned char memory[64 * PAGE];
 		static struct kslab_heap heap;
 		static void *p[400];
-		const struct kslab_config config = { .max_page_bytes = pattern % 2 != 0 ? PAGE : 8 * PAGE,
+		const struct kslab_config config = { .max_page_bytes =
+							     pattern % 2 != 0 ? PAGE : 8 * PAGE,
 						     .report = recorder_report,
 						     .report_ctx = &t.recorder };
 
 		memset(&t.recorder, 0, sizeof(t.recorder));
 		for (size_t i = 0; i < sizeof(memory); i++)
-			memory[i] = pattern < 4 ? (unsigned char)(0x55u * pattern) :
-						  (unsigned char)testing_random_next(&random);
+			memory[i] = pattern < 4 ? (unsigned char)(0x55u * pattern)
+						: (unsigned char)testing_random_next(&random);
 		memset(&heap, (int)(0x55u * pattern), sizeof(heap));
 		assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
-		assert_int_equal(kslab_heap_add_region(&heap, memory + 3, sizeof(memory) - 5), KSLAB_OK);
+		assert_int_equal(kslab_heap_add_region(&heap, memory + 3, sizeof(memory) - 5),
+				 KSLAB_OK);
 		for (unsigned step = 0; step < 4000; step++) {
 			size_t i = testing_random_below(&random, TESTING_COUNT(p));
 
 			if (p[i] == NULL) {
-				p[i] = kslab_heap_malloc(&heap, testing_random_below(&random, 1500));
+				p[i] = kslab_heap_malloc(&heap,
+							 testing_random_below(&random, 1500));
 			} else {
 				kslab_heap_free(&heap, p[i]);
 				p[i] = NULL;
@@ -1619,7 +1711,7 @@ static void pages_may_hold_anything(void **state)
 	}
 }
 
-/* ---- row 27: destroyed with live objects ---------------------------------------------------------------- */
+/* ---- row 27: destroyed with live objects ----------------------------------------------------- */
 
 static void destroying_a_cache_with_live_objects_is_refused(void **state)
 {
@@ -1631,7 +1723,8 @@ static void destroying_a_cache_with_live_objects_is_refused(void **state)
 	(void)state;
 	begin(&t, &single_frames);
 	online(1);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 104, 8, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 104, 8, NULL, NULL),
+			 KSLAB_OK);
 	for (size_t i = 0; i < n; i++) {
 		fake_cpu = i % 5 == 0; /* some on CPU 1 */
 		p[i] = must(kslab_cache_alloc(&cache));
@@ -1676,7 +1769,8 @@ static void forced_destroy_counts_what_is_lost_and_gives_every_page_back(void **
 	begin(&t, &single_frames);
 	online(1);
 	plain = get(200);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 200, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 200, 0, NULL, NULL),
+			 KSLAB_OK);
 	for (size_t i = 0; i < TESTING_COUNT(p); i++) {
 		fake_cpu = i % 2;
 		p[i] = must(kslab_cache_alloc(&cache));
@@ -1728,7 +1822,8 @@ static void calls_after_the_end_of_a_heap_touch_nothing(void **state)
 	online(2);
 	p = get(64);
 	put(p);
-	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK); /* from here on its pages can't be touched */
+	assert_int_equal(kslab_heap_fini(&t.heap),
+			 KSLAB_OK); /* from here on its pages can't be touched */
 	assert_true(t.source.pages_out == 0);
 	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
 		fake_cpu = cpu;
@@ -1749,7 +1844,7 @@ static void calls_after_the_end_of_a_heap_touch_nothing(void **state)
 	fake_cpu = 0;
 }
 
-/* ---- row 28: free needs no memory ----------------------------------------------------------------------- */
+/* ---- row 28: free needs no memory ------------------------------------------------------------ */
 
 static void free_works_while_memory_is_out(void **state)
 {
@@ -1762,19 +1857,25 @@ static void free_works_while_memory_is_out(void **state)
 	begin(&t, &single_frames);
 	online(1);
 	online(2);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 500, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 500, 0, NULL, NULL),
+			 KSLAB_OK);
 	for (size_t k = 0; k < kinds; k++) {
 		for (size_t i = 0; i < TESTING_COUNT(p[k]); i++) {
 			fake_cpu = (unsigned)i % 3;
-			p[k][i] = must(k % 6 == 0 ? kslab_cache_alloc(&cache) :
-						    kslab_heap_malloc(&t.heap, k % 6 == 1 ? 5 * PAGE : 40 * k));
+			p[k][i] =
+				must(k % 6 == 0 ? kslab_cache_alloc(&cache)
+						: kslab_heap_malloc(&t.heap, k % 6 == 1 ? 5 * PAGE
+											: 40 * k));
 		}
 	}
 	fake_source_fail_from(&t.source, 1);
 	calls = t.source.alloc_calls;
 	for (size_t k = 0; k < kinds; k++) {
 		for (size_t i = 0; i < TESTING_COUNT(p[k]); i++) {
-			/* The owner, another CPU, one that is not online, and an interrupt without a zone. */
+			/*
+			 * The owner, another CPU, one that is not online, and an interrupt without
+			 * a zone.
+			 */
 			struct kslab_zone *zone;
 
 			fake_cpu = (unsigned)(i + k) % KSLAB_CFG_CPUS;
@@ -1804,7 +1905,7 @@ static void free_works_while_memory_is_out(void **state)
 	end(&t);
 }
 
-/* ---- row 29: re-entry ----------------------------------------------------------------------------------- */
+/* ---- row 29: re-entry ------------------------------------------------------------------------ */
 
 /* Everything that a callback might think of. Returns with the heap as it was, but for pages. */
 static size_t reentries, reentry_depth, reentry_failures;
@@ -1872,7 +1973,9 @@ static void mixed_work(const char *name, unsigned steps)
 
 		fake_cpu = (unsigned)testing_random_below(&random, 2);
 		if (p[i] == NULL)
-			p[i] = kslab_heap_malloc(&t.heap, testing_random_below(&random, 1u << (4 + step % 11)));
+			p[i] = kslab_heap_malloc(&t.heap,
+						 testing_random_below(&random,
+								      1u << (4 + step % 11)));
 		else {
 			kslab_heap_free(&t.heap, p[i]);
 			p[i] = NULL;
@@ -1899,7 +2002,8 @@ static void alloc_pages_may_call_the_heap(void **state)
 
 static void free_pages_may_call_the_heap(void **state)
 {
-	const struct kslab_config config = { .max_page_bytes = PAGE, .retain_bytes = KSLAB_RETAIN_NONE };
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE };
 
 	(void)state;
 	begin_reentry(&config);
@@ -1938,7 +2042,10 @@ static void both_callbacks_may_call_the_heap_while_memory_runs_out(void **state)
 	end(&t);
 }
 
-/* A source that needs the very memory that it is asked for: served or refused with REENTRY, never without end. */
+/*
+ * A source that needs the very memory that it is asked for: served or refused with REENTRY, never
+ * without end.
+ */
 static size_t hungry_calls, hungry_refused;
 static void *hungry_got[4096];
 static size_t hungry_count;
@@ -2005,7 +2112,8 @@ static void the_report_hook_may_call_the_heap(void **state)
 	fake_cpu = 0;
 	t.source.force = true;
 	t.source.forced = t.source.memory + 8;
-	kslab_heap_free(&t.heap, kslab_heap_malloc(&t.heap, 7 * PAGE)); /* perhaps the second try worked */
+	kslab_heap_free(&t.heap,
+			kslab_heap_malloc(&t.heap, 7 * PAGE)); /* perhaps the second try worked */
 	testing_fault(&t, KSLAB_FAULT_BAD_PAGE);
 	t.source.forced = NULL;
 	assert_int_equal(kslab_heap_add_region(&t.heap, NULL, 100), KSLAB_BAD_ARGUMENT);
@@ -2071,7 +2179,8 @@ static void a_constructor_may_call_the_heap(void **state)
 
 	(void)state;
 	begin_reentry(&single_frames);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 300, 0, construct_and_reenter, NULL),
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 300, 0,
+					       construct_and_reenter, NULL),
 			 KSLAB_OK);
 	for (size_t i = 0; i < TESTING_COUNT(p); i++) {
 		p[i] = must(kslab_cache_alloc(&cache));
@@ -2134,7 +2243,7 @@ static void callbacks_run_unpinned_and_unmasked_from_every_call(void **state)
 	}
 }
 
-/* ---- row 34: counters at their limits ------------------------------------------------------------------- */
+/* ---- row 34: counters at their limits -------------------------------------------------------- */
 
 static void set_limits(void *ctx, struct kslab_zone *zone)
 {
@@ -2172,7 +2281,7 @@ static void counters_that_wrap_harm_nothing(void **state)
 	end(&t);
 }
 
-/* ---- row 35: broken lists ------------------------------------------------------------------------------- */
+/* ---- row 35: broken lists -------------------------------------------------------------------- */
 
 static void a_broken_list_is_reported_and_no_link_of_it_is_followed(void **state)
 {
@@ -2223,7 +2332,7 @@ static void a_broken_list_of_large_blocks_is_reported(void **state)
 	assert_memory_equal(last, &last_before, sizeof(last_before));
 }
 
-/* ---- row 36: CPU numbers -------------------------------------------------------------------------------- */
+/* ---- row 36: CPU numbers --------------------------------------------------------------------- */
 
 static void cpu_is_refused(enum kslab_reason answer, unsigned cpu, struct heap_image *image)
 {
@@ -2239,7 +2348,8 @@ static void cpu_is_refused(enum kslab_reason answer, unsigned cpu, struct heap_i
 
 static void cpu_numbers_are_checked(void **state)
 {
-	static const unsigned out_of_range[] = { KSLAB_CFG_CPUS, KSLAB_CFG_CPUS + 1, 65536, UINT_MAX - 1, UINT_MAX };
+	static const unsigned out_of_range[] = { KSLAB_CFG_CPUS, KSLAB_CFG_CPUS + 1, 65536,
+						 UINT_MAX - 1, UINT_MAX };
 	struct heap_image image;
 
 	(void)state;
@@ -2249,9 +2359,11 @@ static void cpu_numbers_are_checked(void **state)
 		fake_cpu = on;
 		for (size_t i = 0; i < TESTING_COUNT(out_of_range); i++) {
 			heap_image_take(&image, &t.heap);
-			cpu_is_refused(kslab_heap_cpu_online(&t.heap, out_of_range[i]), out_of_range[i], &image);
+			cpu_is_refused(kslab_heap_cpu_online(&t.heap, out_of_range[i]),
+				       out_of_range[i], &image);
 			heap_image_take(&image, &t.heap);
-			cpu_is_refused(kslab_heap_cpu_offline(&t.heap, out_of_range[i]), out_of_range[i], &image);
+			cpu_is_refused(kslab_heap_cpu_offline(&t.heap, out_of_range[i]),
+				       out_of_range[i], &image);
 		}
 		heap_image_take(&image, &t.heap); /* not the CPU that it runs on */
 		cpu_is_refused(kslab_heap_cpu_online(&t.heap, 2), 2, &image);
@@ -2280,7 +2392,8 @@ static void a_cpu_that_is_not_online_can_free_but_not_allocate(void **state)
 	(void)state;
 	begin(&t, &single_frames);
 	online(1);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 50, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "cache", 50, 0, NULL, NULL),
+			 KSLAB_OK);
 	p = get(64);
 	large = get(3 * PAGE);
 	q = must(kslab_cache_alloc(&cache));
@@ -2304,7 +2417,10 @@ static void a_cpu_that_is_not_online_can_free_but_not_allocate(void **state)
 	end(&t);
 }
 
-/* A thread that is somewhere else after each callback: what it took before is judged by its owner, not by the CPU. */
+/*
+ * A thread that is somewhere else after each callback: what it took before is judged by its owner,
+ * not by the CPU.
+ */
 static unsigned migrate_below;
 
 static void migrate(struct fake_source *source, size_t pages)
@@ -2372,7 +2488,7 @@ static void a_thread_that_migrates_to_a_cpu_that_is_not_online_leaks_nothing(voi
 	end(&t);
 }
 
-/* ---- rows 37, 38, 39 (and every test above: all doors are tried) ---------------------------------------- */
+/* ---- rows 37, 38, 39 (and every test above: all doors are tried) ----------------------------- */
 
 static void realloc_to_zero_frees(void **state)
 {
@@ -2411,7 +2527,8 @@ static void a_failed_realloc_leaves_the_object_valid_and_unchanged(void **state)
 		failed_with(kslab_heap_realloc(&t.heap, p, SIZE_MAX), KSLAB_TOO_LARGE);
 		failed_with(kslab_heap_reallocarray(&t.heap, p, SIZE_MAX / 2, 3), KSLAB_OVERFLOW);
 		fake_source_fail_from(&t.source, 0);
-		assert_true(kslab_heap_usable_size(&t.heap, p) == kslab_heap_good_size(&t.heap, sizes[i]));
+		assert_true(kslab_heap_usable_size(&t.heap, p) ==
+			    kslab_heap_good_size(&t.heap, sizes[i]));
 		for (size_t k = 0; k < sizes[i]; k++)
 			assert_int_equal(p[k], (unsigned char)(k * 7 + i));
 		put(p);
@@ -2458,7 +2575,7 @@ static void bulk_free_refuses_the_bad_one_and_frees_the_others(void **state)
 	end(&t);
 }
 
-/* ---- row 40: regions ------------------------------------------------------------------------------------ */
+/* ---- row 40: regions ------------------------------------------------------------------------- */
 
 static void region_is_refused(void *mem, size_t bytes)
 {
@@ -2490,9 +2607,10 @@ static void a_region_that_is_too_small_or_wraps_is_refused(void **state)
 	region_is_refused(memory, 1);
 	region_is_refused(memory, PAGE);
 	region_is_refused(memory, 2 * PAGE - 1);
-	region_is_refused(memory + 1, 2 * PAGE); /* two pages long, but one page and the bit trees don't fit */
+	region_is_refused(memory + 1,
+			  2 * PAGE); /* two pages long, but one page and the bit trees don't fit */
 	region_is_refused(memory, SIZE_MAX);
-	region_is_refused(memory, (size_t)0 - (uintptr_t)memory);     /* ends at the very end */
+	region_is_refused(memory, (size_t)0 - (uintptr_t)memory); /* ends at the very end */
 	region_is_refused(memory, (size_t)0 - (uintptr_t)memory + 1); /* and one behind it */
 	region_is_refused((void *)UINTPTR_MAX, 16 * PAGE);
 	region_is_refused((void *)(UINTPTR_MAX - 16 * PAGE + 1), 16 * PAGE + 1);
@@ -2510,14 +2628,16 @@ static void a_region_that_overlaps_is_refused(void **state)
 	region = (unsigned char *)fake_source_take(&t.source, 64);
 	assert_int_equal(kslab_heap_add_region(&t.heap, region + 16 * PAGE, 16 * PAGE), KSLAB_OK);
 	testing_step(&t);
-	region_is_refused(region + 16 * PAGE, 16 * PAGE);         /* the same */
-	region_is_refused(region, 16 * PAGE + 1);                 /* one byte at its beginning */
-	region_is_refused(region + 32 * PAGE - 1, 16 * PAGE);     /* one byte at its end */
-	region_is_refused(region, 64 * PAGE);                     /* round it */
-	region_is_refused(region + 20 * PAGE, 4 * PAGE);          /* inside */
-	region_is_refused((void *)((uintptr_t)p & ~(uintptr_t)(PAGE - 1)), 2 * PAGE); /* an object page */
-	region_is_refused((void *)t.heap.meta.chunks->address, 2 * PAGE);             /* metadata */
-	assert_int_equal(kslab_heap_add_region(&t.heap, region, 16 * PAGE), KSLAB_OK); /* beside it: served */
+	region_is_refused(region + 16 * PAGE, 16 * PAGE); /* the same */
+	region_is_refused(region, 16 * PAGE + 1); /* one byte at its beginning */
+	region_is_refused(region + 32 * PAGE - 1, 16 * PAGE); /* one byte at its end */
+	region_is_refused(region, 64 * PAGE); /* round it */
+	region_is_refused(region + 20 * PAGE, 4 * PAGE); /* inside */
+	region_is_refused((void *)((uintptr_t)p & ~(uintptr_t)(PAGE - 1)),
+			  2 * PAGE); /* an object page */
+	region_is_refused((void *)t.heap.meta.chunks->address, 2 * PAGE); /* metadata */
+	assert_int_equal(kslab_heap_add_region(&t.heap, region, 16 * PAGE),
+			 KSLAB_OK); /* beside it: served */
 	assert_int_equal(kslab_heap_add_region(&t.heap, region + 32 * PAGE, 16 * PAGE), KSLAB_OK);
 	put(p);
 	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
@@ -2566,7 +2686,8 @@ static void one_region_too_many_is_refused(void **state)
 	begin(&t, &single_frames);
 	region = fake_source_take(&t.source, 128);
 	for (unsigned i = 0; i < KSLAB_CFG_REGIONS; i++)
-		assert_int_equal(kslab_heap_add_region(&t.heap, region + i * 8 * PAGE, 8 * PAGE), KSLAB_OK);
+		assert_int_equal(kslab_heap_add_region(&t.heap, region + i * 8 * PAGE, 8 * PAGE),
+				 KSLAB_OK);
 	region_is_refused(region + KSLAB_CFG_REGIONS * 8 * PAGE, 8 * PAGE);
 	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
 }
@@ -2595,10 +2716,13 @@ static void a_heap_whose_region_was_refused_can_be_made_again(void **state)
 	begin(&t, &single_frames);
 	memset(&heap, 0, sizeof(heap));
 	for (unsigned i = 0; i < 2; i++) {
-		const struct kslab_config config = { .report = recorder_report, .report_ctx = &t.recorder };
+		const struct kslab_config config = { .report = recorder_report,
+						     .report_ctx = &t.recorder };
 		const struct kslab_heap *h = &kslab_default_heap;
 
-		/* kslab_heap_init_region stops the machine when it refuses: this is what it does. */
+		/*
+		 * kslab_heap_init_region stops the machine when it refuses: this is what it does.
+		 */
 		assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
 		assert_int_equal(kslab_heap_add_region(&heap, memory, PAGE), KSLAB_BAD_ARGUMENT);
 		testing_fault(&t, KSLAB_FAULT_BAD_REGION);
@@ -2617,7 +2741,7 @@ static void a_heap_whose_region_was_refused_can_be_made_again(void **state)
 	end(&t);
 }
 
-/* ---- every fault names its caller ----------------------------------------------------------------------- */
+/* ---- every fault names its caller ------------------------------------------------------------ */
 
 static __attribute__((noinline)) void wrong_free_from_here(void *p)
 {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * test_smp.c - owns the proof that CPUs may do everything at once: threads play them, CPUs come and go, objects wander.
- * Rank: test.  Runs: 2 to 16 threads; the interleavings of misuse rows 31 to 33 in single steps, too (x86).
+ * test_smp.c - owns the proof that CPUs may do everything at once: threads play them, CPUs come and
+ * go, objects wander.
+ * Rank: test.  Runs: 2 to 16 threads; the interleavings of misuse rows 31 to 33 in single steps,
+ * too (x86).
  *
  * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=16 -DKSLAB_CFG_LEVELS=2
  *
@@ -34,10 +36,10 @@ FAKE_CPU_DEFINE;
 
 static struct testing t;
 
-/* ---- the fake kernel, for threads ------------------------------------------------------------------------- */
+/* ---- the fake kernel, for threads ------------------------------------------------------------ */
 
 static pthread_mutex_t source_mutex = PTHREAD_MUTEX_INITIALIZER;
-static size_t faults, damage;        /* atomic: reports, and what threads found wrong */
+static size_t faults, damage; /* atomic: reports, and what threads found wrong */
 static size_t kinds[KSLAB_FAULT_COUNT];
 static const char *damage_what;
 
@@ -81,12 +83,14 @@ static void begin_with(const struct kslab_config *config, size_t pages, bool gua
 	memset(kinds, 0, sizeof(kinds));
 	testing_begin_with(&t, config, pages, guard);
 	t.heap.report = count_report;
-	assert_int_equal(kslab_heap_set_page_source(&t.heap, locked_alloc, locked_free, &t.source), KSLAB_OK);
+	assert_int_equal(kslab_heap_set_page_source(&t.heap, locked_alloc, locked_free, &t.source),
+			 KSLAB_OK);
 }
 
 static const struct kslab_config single_frames = { .max_page_bytes = PAGE };
 static const struct kslab_config long_pages = { .max_page_bytes = 16 * PAGE };
-static const struct kslab_config nothing_kept = { .max_page_bytes = PAGE, .retain_bytes = KSLAB_RETAIN_NONE };
+static const struct kslab_config nothing_kept = { .max_page_bytes = PAGE,
+						  .retain_bytes = KSLAB_RETAIN_NONE };
 
 static void online_here(unsigned cpu)
 {
@@ -172,7 +176,7 @@ static void must_pass(void)
 		testing_assert(check.what, __FILE__, __LINE__);
 }
 
-/* ---- objects that know what they are ---------------------------------------------------------------------- */
+/* ---- objects that know what they are --------------------------------------------------------- */
 
 static uint32_t mark_of(const void *p, uint32_t bytes)
 {
@@ -221,7 +225,7 @@ static unsigned char *swap(unsigned char **slot, unsigned char *p)
 	return __atomic_exchange_n(slot, p, __ATOMIC_ACQ_REL);
 }
 
-/* ---- threads ---------------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 struct worker {
 	pthread_t thread;
@@ -282,7 +286,7 @@ static size_t some_size(struct testing_random *random)
 	return 12 + testing_random_below(random, 30000);
 }
 
-/* ---- producer and consumer -------------------------------------------------------------------------------- */
+/* ---- producer and consumer ------------------------------------------------------------------- */
 
 static unsigned produced; /* steps of the producers of a test */
 
@@ -292,9 +296,12 @@ static void produce(struct worker *worker)
 		unsigned char *p = take(some_size(&worker->random));
 
 		while (p != NULL && !is_stopped()) {
-			unsigned char **slot = &shared[testing_random_below(&worker->random, SHARED)], *none = NULL;
+			unsigned char *
+				*slot = &shared[testing_random_below(&worker->random, SHARED)],
+			       *none = NULL;
 
-			if (__atomic_compare_exchange_n(slot, &none, p, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			if (__atomic_compare_exchange_n(slot, &none, p, false, __ATOMIC_ACQ_REL,
+							__ATOMIC_RELAXED))
 				p = NULL;
 			else
 				sched_yield();
@@ -355,7 +362,7 @@ static void a_cpu_that_only_frees_starves_nobody(void **state)
 	produce_and_consume(2, false);
 }
 
-/* ---- everybody does everything ---------------------------------------------------------------------------- */
+/* ---- everybody does everything --------------------------------------------------------------- */
 
 #define KEPT 64u
 
@@ -369,7 +376,8 @@ static void mix(struct worker *worker, unsigned steps)
 		switch (testing_random_below(&worker->random, 8)) {
 		case 0:
 		case 1:
-			kept[i] = swap(&shared[testing_random_below(&worker->random, SHARED)], kept[i]);
+			kept[i] = swap(&shared[testing_random_below(&worker->random, SHARED)],
+				       kept[i]);
 			break;
 		case 2:
 			if (step % 64 == 0)
@@ -431,7 +439,7 @@ static void no_page_goes_back_with_an_object_live(void **state)
 	mixed(&nothing_kept, 4, true, 40000);
 }
 
-/* ---- CPUs come and go ------------------------------------------------------------------------------------- */
+/* ---- CPUs come and go ------------------------------------------------------------------------ */
 
 static void mix_for_ever(struct worker *worker)
 {
@@ -480,7 +488,9 @@ static void live_shortly(struct worker *worker)
 	for (size_t i = 0; i < TESTING_COUNT(p); i++)
 		p[i] = take(some_size(&worker->random));
 	for (size_t i = 0; i < TESTING_COUNT(p); i++)
-		give(i % 4 != 0 ? p[i] : swap(&shared[testing_random_below(&worker->random, SHARED)], p[i]));
+		give(i % 4 != 0
+			     ? p[i]
+			     : swap(&shared[testing_random_below(&worker->random, SHARED)], p[i]));
 	if (kslab_heap_cpu_offline(&t.heap, worker->cpu) != KSLAB_OK)
 		is_damaged("a cpu did not go offline");
 }
@@ -506,8 +516,9 @@ static void thousands_of_short_lived_threads_leak_nothing(void **state)
 		if (round % 50 == 0)
 			must_pass();
 	}
-	print_message("# %u threads: %zu pages (%zu metadata) after a fifth of them, %zu (%zu) at the end\n", 4 * rounds,
-		      early, metadata, t.heap.pages_in_use, t.heap.meta.pages);
+	print_message(
+		"# %u threads: %zu pages (%zu metadata) after a fifth of them, %zu (%zu) at the end\n",
+		4 * rounds, early, metadata, t.heap.pages_in_use, t.heap.meta.pages);
 	assert_true(t.heap.pages_in_use <= early + early / 2 + 64);
 	assert_true(t.heap.meta.pages <= metadata + metadata / 4 + 8);
 	empty_shared();
@@ -515,7 +526,7 @@ static void thousands_of_short_lived_threads_leak_nothing(void **state)
 	end_with_faults(0);
 }
 
-/* ---- progress: quiesce, reclaim, retention ---------------------------------------------------------------- */
+/* ---- progress: quiesce, reclaim, retention --------------------------------------------------- */
 
 static void *get_on(unsigned cpu, size_t n)
 {
@@ -570,7 +581,10 @@ static void quiesce_is_false_until_the_owner_has_taken_in_its_mail(void **state)
 	end_with_faults(0);
 }
 
-/* A page that its owner still allocates from gets no mail: "let them idle" MUST be enough all the same. */
+/*
+ * A page that its owner still allocates from gets no mail: "let them idle" MUST be enough all the
+ * same.
+ */
 static void quiesce_is_true_once_every_owner_has_idled(void **state)
 {
 	void *p[3];
@@ -692,7 +706,7 @@ static void a_page_of_a_cpu_that_is_gone_is_adopted(void **state)
 	end_with_faults(0);
 }
 
-/* ---- row 31: freed on two CPUs at once -------------------------------------------------------------------- */
+/* ---- row 31: freed on two CPUs at once ------------------------------------------------------- */
 
 /* A page of CPU 0 with the object in question, in the state that the scenario wants. */
 static unsigned char *disputed, *neighbours[12];
@@ -817,7 +831,8 @@ static const struct dispute {
 } disputes[] = {
 	{ "remote free, meanwhile the owner frees", op_free_on_1, then_free_on_0 },
 	{ "remote free, meanwhile another remote free", op_free_on_1, then_free_on_2 },
-	{ "remote free, meanwhile a remote free and a harvest", op_free_on_1, then_free_on_2_and_harvest },
+	{ "remote free, meanwhile a remote free and a harvest", op_free_on_1,
+	  then_free_on_2_and_harvest },
 	{ "owner's free, meanwhile a remote free", op_free_on_0, then_free_on_2 },
 	{ "owner idles, meanwhile two remote frees", op_idle_on_0, then_both_free },
 	{ "owner collects, meanwhile two remote frees", op_collect_on_0, then_both_free },
@@ -845,9 +860,10 @@ static void of_two_frees_at_once_exactly_one_is_refused_in_every_interleaving(vo
 			good = single_step_run_interrupted(&step);
 			runs += step.interrupts;
 			if (!good) {
-				print_error("%s page: %s: %zu of %zu runs went wrong, the first at step %zu\n",
-					    stages[stage], step.name, step.failures, step.interrupts,
-					    step.first_failure);
+				print_error(
+					"%s page: %s: %zu of %zu runs went wrong, the first at step %zu\n",
+					stages[stage], step.name, step.failures, step.interrupts,
+					step.first_failure);
 				bad++;
 			}
 			fake_source_fini(&t.source);
@@ -859,7 +875,10 @@ static void of_two_frees_at_once_exactly_one_is_refused_in_every_interleaving(vo
 	assert_true(runs > 1000);
 }
 
-/* The same by threads, where machine and compiler choose: 1 free and n - 1 reports, for each object. */
+/*
+ * The same by threads, where machine and compiler choose: 1 free and n - 1 reports, for each
+ * object.
+ */
 #define ROUNDS 400u
 static unsigned char *rounds_object[ROUNDS];
 static unsigned rounds_ready[ROUNDS]; /* atomic: threads that wait at this object */
@@ -886,7 +905,8 @@ static void of_three_frees_at_once_two_are_refused(void **state)
 		begin_with(&single_frames, 4096, false);
 		all_online(RACERS + 1);
 		for (unsigned i = 0; i < rounds; i++) {
-			rounds_object[i] = get_on(owner != 0 ? RACERS : 0, i % 20 == 0 ? 5 * PAGE : 8 + i % 7 * 100);
+			rounds_object[i] = get_on(owner != 0 ? RACERS : 0,
+						  i % 20 == 0 ? 5 * PAGE : 8 + i % 7 * 100);
 			rounds_ready[i] = 0;
 		}
 		/* With owner 1 all racers are remote; with 0 the first one is the owner. */
@@ -900,7 +920,10 @@ static void of_three_frees_at_once_two_are_refused(void **state)
 		}
 		fake_cpu = 0;
 		must_pass();
-		/* A report at a harvest may stand for several: no more than one for each refused free. */
+		/*
+		 * A report at a harvest may stand for several: no more than one for each refused
+		 * free.
+		 */
 		assert_true(kinds[KSLAB_FAULT_DOUBLE_FREE] == faults);
 		assert_true(faults <= 2 * rounds);
 		assert_true(faults > rounds);
@@ -927,7 +950,10 @@ static void a_double_free_found_in_limbo_is_reported(void **state)
 	put_on(1, p);
 	assert_int_equal(kslab_heap_cpu_offline(&t.heap, 1), KSLAB_OK);
 	must_pass();
-	/* What a second free leaves whose look came before the first free, and whose fetch_or after it. */
+	/*
+	 * What a second free leaves whose look came before the first free, and whose fetch_or after
+	 * it.
+	 */
 	t.heap.zone[0]->owner.remote_frees++;
 	__atomic_fetch_or(&page->bits[0].remote, kslab_bit(index), __ATOMIC_SEQ_CST);
 	(void)kslab_heap_quiesce(&t.heap);
@@ -938,8 +964,8 @@ static void a_double_free_found_in_limbo_is_reported(void **state)
 }
 
 /*
- * A free that is under way on CPU 1, at each of its instructions: CPU 0 takes in what there is, CPU 2 makes a free
- * that CPU 3 has not taken in. The two must not cancel out.
+ * A free that is under way on CPU 1, at each of its instructions: CPU 0 takes in what there is, CPU
+ * 2 makes a free that CPU 3 has not taken in. The two must not cancel out.
  */
 static unsigned char *pending;
 static bool quiesce_lied;
@@ -996,7 +1022,7 @@ static void quiesce_never_counts_a_free_that_is_under_way_against_one_that_is_pe
 	assert_true(good);
 }
 
-/* ---- faults and observers while others work --------------------------------------------------------------- */
+/* ---- faults and observers while others work -------------------------------------------------- */
 
 static void do_wrong(struct worker *worker)
 {

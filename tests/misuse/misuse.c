@@ -1355,7 +1355,7 @@ static void judge_text(struct outcome *outcome, char *text, int status)
 
 static void run_child(const char *self, const char *library, size_t i, struct outcome *outcome)
 {
-	static char text[65536];
+	static char text[65536], piece[4096];
 	size_t used = 0;
 	char number[16];
 	int pipes[2], status = 0;
@@ -1377,8 +1377,13 @@ static void run_child(const char *self, const char *library, size_t i, struct ou
 		_exit(98);
 	}
 	close(pipes[1]);
-	while ((n = read(pipes[0], text + used, sizeof(text) - 1 - used)) > 0)
-		used += (size_t)n;
+	/* What is too much for the text is read all the same, or the child would die of it. */
+	while ((n = read(pipes[0], piece, sizeof(piece))) > 0) {
+		size_t kept = (size_t)n < sizeof(text) - 1 - used ? (size_t)n : sizeof(text) - 1 - used;
+
+		memcpy(text + used, piece, kept);
+		used += kept;
+	}
 	text[used] = '\0';
 	close(pipes[0]);
 	waitpid(child, &status, 0);

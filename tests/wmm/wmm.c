@@ -33,13 +33,13 @@
 #include <string.h>
 #include <ucontext.h>
 
-#define LOCATIONS 160u
+#define LOCATIONS 240u
 #define MESSAGES 1024u	  /* of one execution */
 #define PER_LOCATION 160u /* messages, or accesses, of one location in one execution */
 #define DEPTH 1200u	  /* atomic accesses of one execution */
-#define CHOICES 24u	  /* messages one access can choose from */
+#define CHOICES 64u	  /* messages one access can choose from */
 #define INDEX 1024u
-#define SLEEPERS 48u
+#define SLEEPERS 200u
 #define STACK_BYTES (128u * 1024)
 #define TIME_STEP 0x100000u
 #define MEMORY WMM_THREADS /* number of the thread "none" */
