@@ -169,8 +169,8 @@ static inline const void *heap_image_difference(const struct heap_image *image)
 			    heap_image_is_skipped(image, piece->from + k))
 				continue;
 			fprintf(stderr,
-				"heap image: byte %zu of the piece at %p (%zu bytes, %s): %02x, was %02x\n",
-				k, (const void *)piece->from, piece->bytes,
+				"heap image: byte %zu of %p (%zu bytes, %s): %02x, was %02x\n", k,
+				(const void *)piece->from, piece->bytes,
 				(const void *)piece->from == (const void *)image->heap
 					? "struct kslab_heap"
 					: "a page or metadata",

@@ -1191,7 +1191,7 @@ static const struct mix small_mix[] = {
 
 struct waste {
 	double ratio; /* bytes of pages for each byte asked */
-	double floor; /* the same for whole slots of the objects' classes in single frames, and nothing else */
+	double floor; /* the same if whole slots of the classes in single frames were all */
 };
 
 static struct waste waste_of_mix(const struct mix *mix, size_t kinds,

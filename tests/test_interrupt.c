@@ -654,10 +654,9 @@ static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t ste
 		if (getenv("KSLAB_TEST_VERBOSE") != NULL)
 			print_message("# %s\n", scenarios[i].name);
 		if (!single_step_run(&step)) {
-			print_error(
-				"%s: %zu of %zu interrupted runs went wrong, the first at step %zu\n",
-				scenarios[i].name, step.failures, step.interrupts,
-				step.first_failure);
+			print_error("%s: %zu of %zu runs went wrong, the first at step %zu\n",
+				    scenarios[i].name, step.failures, step.interrupts,
+				    step.first_failure);
 			bad++;
 		}
 		if (getenv("KSLAB_TEST_VERBOSE") != NULL)
@@ -1099,7 +1098,7 @@ static void signals_at_every_rate_and_depth_break_nothing(void **state)
 	print_message("# %zu signals, of them %zu NMI; %zu allocations\n", signals, nmi_signals,
 		      allocations);
 	print_message(
-		"# depth 1: %zu, 2: %zu, 3: %zu, 4: %zu; NULL: %zu busy, %zu re-entry, %zu for another reason\n",
+		"# depth 1: %zu, 2: %zu, 3: %zu, 4: %zu; NULL: %zu busy, %zu re-entry, %zu other\n",
 		storm_deepest[1], storm_deepest[2], storm_deepest[3], storm_deepest[4], busy,
 		reentry, failed);
 	if (storm_faults != 0 || failed != 0)

@@ -496,9 +496,7 @@ static void interior_pointers_are_refused_at_every_offset(void **state)
 				continue;
 			}
 			bytes = page_of(p)->sc->size;
-			step = bytes > 128
-				       ? 61
-				       : 1; /* every offset of the small ones, a coprime step else */
+			step = bytes > 128 ? 61 : 1; /* every offset of small ones */
 			for (size_t k = 1; k < bytes; k += step) {
 				struct want want =
 					want_object(KSLAB_FAULT_INTERIOR_POINTER, q + k, q);
@@ -611,7 +609,8 @@ static void slots_that_were_never_issued_are_refused(void **state)
 	(void)state;
 	begin(&t, &single_frames);
 	online(1);
-	p = get(n); /* the first of its page: slots of the same word are available, the others are not yet */
+	/* The first of its page: slots of the same word are available, others not yet. */
+	p = get(n);
 	for (size_t i = 1; i < slots; i += 7) {
 		struct want want = want_object(KSLAB_FAULT_DOUBLE_FREE, p + i * n, p + i * n);
 

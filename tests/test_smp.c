@@ -517,7 +517,7 @@ static void thousands_of_short_lived_threads_leak_nothing(void **state)
 			must_pass();
 	}
 	print_message(
-		"# %u threads: %zu pages (%zu metadata) after a fifth of them, %zu (%zu) at the end\n",
+		"# %u threads: %zu pages (%zu metadata) after a fifth, %zu (%zu) at the end\n",
 		4 * rounds, early, metadata, t.heap.pages_in_use, t.heap.meta.pages);
 	assert_true(t.heap.pages_in_use <= early + early / 2 + 64);
 	assert_true(t.heap.meta.pages <= metadata + metadata / 4 + 8);
@@ -860,10 +860,9 @@ static void of_two_frees_at_once_exactly_one_is_refused_in_every_interleaving(vo
 			good = single_step_run_interrupted(&step);
 			runs += step.interrupts;
 			if (!good) {
-				print_error(
-					"%s page: %s: %zu of %zu runs went wrong, the first at step %zu\n",
-					stages[stage], step.name, step.failures, step.interrupts,
-					step.first_failure);
+				print_error("%s page: %s: %zu of %zu runs went wrong, first %zu\n",
+					    stages[stage], step.name, step.failures,
+					    step.interrupts, step.first_failure);
 				bad++;
 			}
 			fake_source_fini(&t.source);
@@ -1052,7 +1051,7 @@ static void observe(struct worker *worker)
 	for (unsigned i = 0; i < STEPS(300); i++) {
 		struct kslab_stats stats;
 
-		if (!SANITIZED) /* it reads what others write: near figures, and races by the letter */
+		if (!SANITIZED) /* near figures: races by the letter */
 			kslab_heap_stats(&t.heap, &stats);
 		(void)kslab_heap_quiesce(&t.heap);
 	}

@@ -92,6 +92,7 @@ struct kslab_config kslab_host_config(void *base)
 {
 	return (struct kslab_config){
 		.min_align = 16,
+		.packs = true,
 		.window_base = (uintptr_t)base,
 		.purge = purge,
 		.report = kslab_host_report,

@@ -32,13 +32,13 @@ extern "C" {
 #define KSLAB_CFG_LEVELS 1
 #endif
 
-/* Window of 2^24 * 16384 bytes = 256 GiB, as much as port.c reserves. */
+/* Window of 2^24 * 4096 bytes = 64 GiB, as much as port.c reserves. */
 #ifndef KSLAB_CFG_LEAF_SHIFT
 #define KSLAB_CFG_LEAF_SHIFT 24
 #endif
 #ifndef KSLAB_CFG_TOP_ENTRIES
 #if UINTPTR_MAX > 0xffffffffu
-#define KSLAB_CFG_TOP_ENTRIES 16384
+#define KSLAB_CFG_TOP_ENTRIES 4096
 #else
 #define KSLAB_CFG_TOP_ENTRIES (1u << (32 - KSLAB_CFG_LEAF_SHIFT))
 #endif

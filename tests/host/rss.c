@@ -15,16 +15,15 @@
 #include <unistd.h>
 
 /*
- * Sizes of kernel objects are many small and few large, with favourites: list nodes, names, table
- * entries, file and task structures, buffers. Shares in 1/1000 (their sum); 8 to 2048 bytes, mean
- * 110.
+ * Sizes that kernels allocate: structures (multiples of 8) and buffers (powers of two), many small and few large.
+ * Shares in 1/1000; 8 to 2048 bytes, mean about 110.
  */
 static const struct {
-	unsigned share, low, high;
+	unsigned share, bytes;
 } mix[] = {
-	{ 53, 8, 8 },	  { 150, 9, 24 },   { 130, 32, 32 },   { 120, 25, 48 },	  { 140, 64, 64 },
-	{ 140, 49, 96 },  { 80, 97, 128 },  { 70, 129, 192 },  { 50, 193, 256 },  { 25, 257, 512 },
-	{ 15, 512, 512 }, { 10, 513, 768 }, { 6, 1024, 1024 }, { 9, 1025, 2047 }, { 2, 2048, 2048 },
+	{ 53, 8 },   { 95, 16 },  { 60, 24 },  { 146, 32 }, { 90, 48 },  { 170, 64 },
+	{ 90, 96 },  { 40, 104 }, { 80, 128 }, { 80, 192 }, { 20, 200 }, { 40, 256 },
+	{ 15, 512 }, { 3, 576 },  { 3, 680 },  { 9, 1024 }, { 6, 2048 },
 };
 
 static uint64_t state;
@@ -41,7 +40,7 @@ static size_t some_size(void)
 
 	while (at >= mix[i].share)
 		at -= mix[i++].share;
-	return mix[i].low + next() % (mix[i].high - mix[i].low + 1);
+	return mix[i].bytes;
 }
 
 /* Resident bytes of the process. stdio would allocate. */

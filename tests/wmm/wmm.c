@@ -158,6 +158,10 @@ static struct {
 	struct step step[4 * DEPTH];
 	unsigned steps;
 	uint64_t progress;
+	struct {
+		uintptr_t start, bytes;
+	} tolerated[4];
+	unsigned tolerates;
 } w;
 
 static struct wmm_site *sites;
@@ -309,6 +313,22 @@ static unsigned index_of(const volatile void *p)
 
 /* ---- data races ------------------------------------------------------------------------------------------- */
 
+void wmm_tolerate(const volatile void *p, size_t bytes)
+{
+	if (w.tolerates == sizeof(w.tolerated) / sizeof(w.tolerated[0]))
+		abort();
+	w.tolerated[w.tolerates].start = (uintptr_t)p;
+	w.tolerated[w.tolerates++].bytes = bytes;
+}
+
+static bool is_tolerated(uintptr_t address)
+{
+	for (unsigned i = 0; i < w.tolerates; i++)
+		if (address - w.tolerated[i].start < w.tolerated[i].bytes)
+			return true;
+	return false;
+}
+
 static void touch(const volatile void *p, size_t bytes, bool writes, bool is_atomic)
 {
 	size_t offset = (uintptr_t)p - (uintptr_t)w.options->world;
@@ -334,7 +354,7 @@ static void touch(const volatile void *p, size_t bytes, bool writes, bool is_ato
 				before = s->atomic[1][t];
 			if (!is_atomic && writes && s->atomic[0][t] > before)
 				before = s->atomic[0][t];
-			if (before > view->clock[t]) {
+			if (before > view->clock[t] && !is_tolerated((uintptr_t)p)) {
 				note(writes ? 'w' : 'r', NULL, p, 0, t);
 				wmm_fail("data race");
 			}
@@ -1032,6 +1052,7 @@ static void prepare(const struct wmm_scenario *scenario, const struct wmm_option
 	w.is_running = false;
 	w.self = MEMORY;
 	w.execution = 0;
+	w.tolerates = 0;
 	memset(options->world, 0, options->world_bytes);
 	scenario->setup();
 	memcpy(w.snapshot, options->world, options->world_bytes);

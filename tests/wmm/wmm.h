@@ -47,6 +47,9 @@ bool wmm_cas(struct wmm_site *site, volatile void *p, size_t bytes, uint64_t *ex
 void wmm_read(const volatile void *p, size_t bytes);
 void wmm_write(const volatile void *p, size_t bytes);
 
+/* In setup(): races of these bytes are known, and not reported. The scenario says why. */
+void wmm_tolerate(const volatile void *p, size_t bytes);
+
 /* In a spin loop: go on when the location that this thread loaded last has something newer. */
 void wmm_await(void);
 
