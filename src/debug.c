@@ -215,15 +215,17 @@ static uint32_t hash_of(const struct slot *slot)
 
 /* ---- tail of level 1 ------------------------------------------------------------------------------------ */
 
-/* n and the class of level 0; the top byte makes a wrong one unlikely. */
+/* n and the class of level 0; the top byte tells if one of the others was changed. */
 static uint32_t info_of(size_t n, unsigned cls)
 {
-	return (uint32_t)n | (uint32_t)cls << 16 | 0x5c000000u;
+	uint32_t info = (uint32_t)n | (uint32_t)cls << 16;
+
+	return info | ((info ^ info >> 8 ^ info >> 16 ^ 0x5c) & 0xff) << 24;
 }
 
 static bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 {
-	return info >> 24 == 0x5c && (info & 0xffff) + slack <= slot->room &&
+	return info == info_of(info & 0xffff, info >> 16 & 0xff) && (info & 0xffff) + slack <= slot->room &&
 	       (info >> 16 & 0xff) < KSLAB_CLASSES;
 }
 
@@ -279,9 +281,13 @@ static size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
 	if (code < CODE_LONG)
 		return NONE;
 	info = *long_info(slot) ^ hash_of(slot);
+	*n = info & 0xffff;
 	if (!is_info(info, slot, TAIL_LONG - 1))
 		return slot->bytes - TAIL_LONG;
-	*n = info & 0xffff;
+	/* What is written over both ends of the tail is not worth reading. */
+	if (find_other(slot->start + slot->bytes - 4, 3, REDZONE) != NONE &&
+	    find_other(slot->start + *n, slot->bytes - TAIL_LONG - *n, REDZONE) != NONE)
+		return slot->bytes - TAIL_LONG;
 	*cls = info >> 16 & 0xff;
 	return NONE;
 }
@@ -398,6 +404,12 @@ static bool is_free(const struct kslab_page *page, uint32_t index, const struct 
 	return is_free_bit(page, index) || (slot->trailer != NULL && is_freed(slot->trailer));
 }
 
+/* Level 1: the contents say free, the bit does not yet, or no more. */
+static bool is_on_its_way(const struct kslab_heap *heap, const struct slot *slot)
+{
+	return slot->has_code && code_of(slot) == CODE_FREE && (!slot->poisons || *slot->start == poison(heap));
+}
+
 static void describe(const struct kslab_heap *heap, const struct kslab_page *page, const struct slot *slot,
 		     struct kslab_report *report)
 {
@@ -426,7 +438,7 @@ static enum verdict judge(struct kslab_heap *heap, const struct kslab_page *page
 		return SLOT_FINE;
 	/* Another free may have come in between; its state or code is on its way to us, if not here yet. */
 	for (unsigned look = 0; look < LOOKS; look++) {
-		if (is_free(page, index, slot) || (slot->has_code && code_of(slot) == CODE_FREE))
+		if (is_free(page, index, slot) || is_on_its_way(heap, slot))
 			return SLOT_FREE;
 		KSLAB_PORT_RELAX();
 	}
@@ -464,7 +476,7 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 	size_t n;
 
 	/* Poisoned although its bit says live: just taken, or about to be given back. */
-	if (is_free(page, index, &slot) || (slot.has_code && code_of(&slot) == CODE_FREE)) {
+	if (is_free(page, index, &slot) || is_on_its_way(heap, &slot)) {
 		*what = "a free object was written to";
 		return free_damage(heap, &slot);
 	}

@@ -19,7 +19,7 @@ static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
 {
 	uintptr_t address = (uintptr_t)pointer;
 
-	if ((address & 63) != 0 || address == 0)
+	if ((address & 31) != 0 || address == 0)
 		return false;
 	if (kslab_page_map_find(&heap->map, address) == &kslab_page_metadata)
 		return true;
@@ -33,7 +33,7 @@ static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
 
 static bool is_zone(const struct kslab_heap *heap, const struct kslab_owner *owner)
 {
-	return owner == &heap->boot_zone.owner || is_metadata(heap, owner);
+	return owner == &heap->boot_zone.owner || (((uintptr_t)owner & 63) == 0 && is_metadata(heap, owner));
 }
 
 /* A class allocator of this very zone. */
@@ -47,24 +47,35 @@ static bool is_sc_of(struct kslab_heap *heap, struct kslab_zone *zone, const str
 	return false;
 }
 
-/* Both links lead to descriptors that lead back. */
-static bool is_sound(const struct kslab_heap *heap, const struct kslab_page *page)
+/* A page whose links lead to itself is alone in its list. */
+static bool is_alone(const struct kslab_page *page)
 {
-	return is_metadata(heap, page->next) && is_metadata(heap, page->prev) && kslab_page_list_is_sound(page);
+	const struct kslab_sc *sc = page->sc;
+
+	return sc->partial.head == page || sc->full.head == page || sc->empty.head == page;
 }
 
-/* Both neighbours deny the page while they agree with others: its links are what was hit, not theirs. */
+/* Both links lead to descriptors that lead back. The page's class is known to be one. */
+static bool is_sound(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return is_metadata(heap, page->next) && is_metadata(heap, page->prev) && kslab_page_list_is_sound(page) &&
+	       (page->next != page || is_alone(page));
+}
+
+/* A neighbour denies the page while it agrees with another one: the page's links are what was hit, not its. */
 static bool is_misled(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	const struct kslab_page *next = page->next, *prev = page->prev;
 
 	if (!is_metadata(heap, next) || !is_metadata(heap, prev))
 		return true;
-	if (next->state != KSLAB_PAGE_FENCED && next->prev != page && is_metadata(heap, next->prev) &&
-	    next->prev->next == next)
+	if (next == page || prev == page)
+		return next != prev || !is_alone(page);
+	if (next->state != KSLAB_PAGE_FENCED && next->prev != page && next->prev != next &&
+	    is_metadata(heap, next->prev) && next->prev->next == next)
 		return true;
-	return prev->state != KSLAB_PAGE_FENCED && prev->next != page && is_metadata(heap, prev->next) &&
-	       prev->next->prev == prev;
+	return prev->state != KSLAB_PAGE_FENCED && prev->next != page && prev->next != prev &&
+	       is_metadata(heap, prev->next) && prev->next->prev == prev;
 }
 
 /* ---- is a page sound in itself? ------------------------------------------------------------------------- */
@@ -290,9 +301,9 @@ static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list
 
 	if (head == NULL)
 		return true;
-	if (!is_metadata(heap, head))
+	if (!is_metadata(heap, head) || head->sc == NULL)
 		return false;
-	if (!is_sound(heap, head))
+	if (!is_metadata(heap, head->next) || !is_metadata(heap, head->prev) || !kslab_page_list_is_sound(head))
 		*suspect = head;
 	return *suspect == NULL;
 }

@@ -201,16 +201,24 @@ struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone,
 
 void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone), void *ctx)
 {
-	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
-		struct kslab_zone *zone = KSLAB_LOAD_RELAXED(&heap->zone[cpu]);
+	struct kslab_zone *limbo = KSLAB_LOAD_ACQUIRE(&heap->limbo);
 
-		if (zone == &kslab_zone_none)
-			zone = KSLAB_LOAD_RELAXED(&heap->parked[cpu]);
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		struct kslab_zone *zone = KSLAB_LOAD_ACQUIRE(&heap->zone[cpu]);
+
+		if (zone == &kslab_zone_none) {
+			zone = KSLAB_LOAD_ACQUIRE(&heap->parked[cpu]);
+			if (zone == NULL) { /* never online, or online since the first look */
+				zone = KSLAB_LOAD_ACQUIRE(&heap->zone[cpu]);
+				if (zone == &kslab_zone_none)
+					continue;
+			}
+		}
 		for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner))
 			fn(ctx, zone);
 	}
-	if (KSLAB_LOAD_ACQUIRE(&heap->limbo) != NULL)
-		fn(ctx, heap->limbo);
+	if (limbo != NULL)
+		fn(ctx, limbo);
 }
 
 void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason)
@@ -717,6 +725,17 @@ void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsi
 
 /* ---- free ----------------------------------------------------------------------------------------------- */
 
+/* Metadata that the map does not know: the heap itself, and the bit trees at the beginning of regions. */
+static bool is_own_memory(struct kslab_heap *heap, uintptr_t address)
+{
+	if (address - (uintptr_t)heap < sizeof(*heap))
+		return true;
+	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions); i++)
+		if (address - heap->region[i].start < heap->region[i].base - heap->region[i].start)
+			return true;
+	return false;
+}
+
 /* Classify a pointer that is refused: what is it? Reads descriptors only. */
 static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab_cache *cache,
 		  struct kslab_report *report)
@@ -738,7 +757,7 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 		report->what = "double free: its page has gone back already";
 		return;
 	}
-	if (page == &kslab_page_metadata)
+	if (page == &kslab_page_metadata || is_own_memory(heap, address))
 		report->fault = KSLAB_FAULT_BAD_POINTER;
 	if (sc == NULL && page->slots != 0) { /* a large block, live or freed */
 		report->page = (void *)page->data;

@@ -215,7 +215,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	/* Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns nothing. */
-	key = zone->owner.key;
+	key = KSLAB_CFG_LEVELS > 1 ? KSLAB_LOAD_RELAXED(&zone->owner.key) : zone->owner.key;
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_enter(zone);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&page->owner) != key))

@@ -197,6 +197,7 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls)
 {
+	struct kslab_zone *limbo = KSLAB_LOAD_ACQUIRE(&heap->limbo); /* pairs with the CAS of cpu_offline */
 	struct kslab_lock_state state;
 	struct kslab_sc *sc;
 	struct kslab_page *page;
@@ -204,7 +205,7 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 
 	/* A quick look: most slow paths have nothing to find here. Mail may have changed that: then look closer. */
 	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1) &&
-	    KSLAB_LOAD_RELAXED(&heap->limbo->owner.mailbox) == NULL && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
+	    KSLAB_LOAD_RELAXED(&limbo->owner.mailbox) == NULL && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
 		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
@@ -294,12 +295,13 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
 	stop_lingering(heap, zone);
-	heap->parked[cpu] = NULL; /* from here on nobody else operates it */
-	heap->cpus_online++;
+	heap->cpus_online++; /* from here on nobody else operates it */
 	kslab_heap_unlock(heap, &state);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		z->owner.key = (uintptr_t)z;
+	/* In this order: kslab_heap_each_zone finds the zone in one of the two tables at any time. */
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
+	KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
 	return KSLAB_OK;
 }
 
@@ -325,12 +327,14 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		kslab_zone_start(heap, limbo, 0, 0);
 		KSLAB_CAS_ACQ_REL(&heap->limbo, &none, limbo);
 	}
+	KSLAB_STORE_RELEASE(&heap->parked[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)0);
 	if (!kslab_heap_lock(heap, &state)) {
 		/* An NMI: as you were. */
 		KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
+		KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
 		for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 			KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)z);
 		return KSLAB_BUSY;
@@ -339,7 +343,6 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		for (struct kslab_page *page; (page = kslab_zone_take_spare(z)) != NULL; spare = page)
 			page->mail_next = spare;
 	}
-	heap->parked[cpu] = zone;
 	heap->cpus_online--;
 	linger(heap, zone);
 	tend_limbo(heap);

@@ -6,12 +6,11 @@
  * what was live is freed, the heap quiesces, its check finds nothing, it ends with no live object, and every page
  * is back at its source.
  */
-#include "heap_scenarios.h"
+#include "scenarios.h"
 
 #include "heap.h"
 
-#include "wmm.h"
-
+#include <stdio.h>
 #include <string.h>
 
 #define PAGE_BYTES 512u
@@ -32,6 +31,8 @@ static struct {
 } h;
 
 #define HEAP (&h.heap)
+
+struct tally tally;
 
 static unsigned setup_cpu; /* who the setup, and the check, pretend to be */
 
@@ -191,6 +192,18 @@ static void cpu1_gone(void)
 	setup_cpu = 0;
 }
 
+static void cpu1_gone_partial(void)
+{
+	cpu1_with(1);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	setup_cpu = 0;
+}
+
+static void nothing(void)
+{
+}
+
 static void give_0(void)
 {
 	give(0);
@@ -204,12 +217,6 @@ static void give_1(void)
 static void take_4(void)
 {
 	take(4);
-}
-
-static void take_4_5(void)
-{
-	take(4);
-	take(5);
 }
 
 static void go_offline(void)
@@ -270,8 +277,10 @@ static void reclaim_pass_on(void)
 
 static void take_on_new_page(void)
 {
-	if (is_passed_on(0))
-		take_4_5();
+	if (is_passed_on(0)) {
+		take(4);
+		take(5);
+	}
 }
 
 /* ---- quiesce: yes means that nothing freed before is pending ---------------------------------------------- */
@@ -361,12 +370,66 @@ static void check_heap(void)
 	(void)given;
 }
 
+/* ---- names ------------------------------------------------------------------------------------------------ */
+
+static void name_in_page(const struct kslab_page *page, uintptr_t offset, char *out, size_t bytes)
+{
+	const char *field = offset == offsetof(struct kslab_page, owner)     ? "owner" :
+			    offset == offsetof(struct kslab_page, mail)	     ? "mail" :
+			    offset == offsetof(struct kslab_page, mail_next) ? "mail_next" :
+			    offset == offsetof(struct kslab_page, state)     ? "state" :
+									       "field";
+
+	if (offset >= offsetof(struct kslab_page, bits))
+		field = (const char *const[]){ "avail", "freed", "remote" }[(offset - 64) / 8 % 3];
+	snprintf(out, bytes, "page of %#lx %s", (unsigned long)(page->data & 0xffff), field);
+}
+
+static void name_in_zone(const struct kslab_zone *zone, uintptr_t offset, char *out, size_t bytes)
+{
+	const char *field = offset == offsetof(struct kslab_zone, owner.mailbox)      ? "mailbox" :
+			    offset == offsetof(struct kslab_zone, owner.harvested)    ? "harvested" :
+			    offset == offsetof(struct kslab_zone, owner.remote_frees) ? "remote_frees" :
+			    offset == 0						      ? "key" :
+											"field";
+
+	snprintf(out, bytes, "zone of cpu %u %s", zone->cpu, field);
+}
+
+void name_world(const volatile void *p, char *out, size_t bytes)
+{
+	uintptr_t a = (uintptr_t)p;
+
+	snprintf(out, bytes, "world + %#lx", (unsigned long)(a - (uintptr_t)&h));
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		const struct kslab_zone *zone = HEAP->zone[cpu];
+
+		if (zone == &kslab_zone_none)
+			zone = HEAP->parked[cpu];
+		if (zone != NULL && a - (uintptr_t)zone < sizeof(*zone))
+			name_in_zone(zone, a - (uintptr_t)zone, out, bytes);
+	}
+	if (HEAP->limbo != NULL && a - (uintptr_t)HEAP->limbo < sizeof(*HEAP->limbo))
+		name_in_zone(HEAP->limbo, a - (uintptr_t)HEAP->limbo, out, bytes);
+	if (a == (uintptr_t)&HEAP->lock.serving || a == (uintptr_t)&HEAP->lock.next)
+		snprintf(out, bytes, "lock %s", a == (uintptr_t)&HEAP->lock.next ? "next" : "serving");
+	for (unsigned i = 0; i < OBJECTS; i++) {
+		const struct kslab_page *page;
+
+		if (h.object[i] == NULL)
+			continue;
+		page = kslab_page_map_find(&HEAP->map, (uintptr_t)h.object[i]);
+		if (a - (uintptr_t)page < sizeof(*page) + sizeof(struct kslab_bits))
+			name_in_page(page, a - (uintptr_t)page, out, bytes);
+	}
+}
+
 #define WORLD &h, sizeof(h)
 
 /* clang-format off */
-const struct wmm_scenario heap_scenarios[] = {
+const struct wmm_scenario scenarios[] = {
 	{ "heap: free, take", "", cpu0_full, { take_4, give_0 }, check_heap, 1, WORLD },
-	{ "heap: free free, take", "", cpu0_full, { take_4_5, give_0, give_1 }, check_heap, 0, WORLD },
+	{ "heap: free free, take", "", cpu0_full, { take_4, give_0, give_1 }, check_heap, 0, WORLD },
 	{ "heap: double free", "", cpu0_full_double, { reclaim, free_0_first, free_0_again }, check_heap, 0, WORLD },
 	{ "heap: reclaim", "", cpu0_full, { give_reclaim, give_1 }, check_heap, 1, WORLD },
 	{ "heap: life again", "a descriptor gets another page elsewhere", cpu0_full_page_more, { reclaim_pass_on, give_1, take_on_new_page }, check_heap, 0, WORLD },
@@ -374,9 +437,11 @@ const struct wmm_scenario heap_scenarios[] = {
 	{ "heap: offline, adopt", "both want the lock", cpu1_partial, { take_4, go_offline }, check_heap, 0, WORLD },
 	{ "heap: offline, then", "free all along, adopt afterwards", cpu1_full, { take_4_if_passed_on, go_offline_pass_on, give_0 }, check_heap, 0, WORLD },
 	{ "heap: and back", "offline and online again", cpu1_full, { give_0, go_and_come }, check_heap, 0, WORLD },
-	{ "heap: limbo, adopt", "two want one page; free by a CPU that is gone", cpu1_gone, { take_4, give_0, take_5 }, check_heap, 0, WORLD },
+	{ "heap: limbo, free", "by a CPU that is gone", cpu1_gone, { take_4, give_0 }, check_heap, 1, WORLD },
+	{ "heap: limbo, two", "two want one page", cpu1_gone_partial, { take_4, nothing, take_5 }, check_heap, 0, WORLD },
 	{ "heap: limbo, reclaim", "", cpu1_gone, { reclaim, give_0, give_1 }, check_heap, 0, WORLD },
 	{ "heap: quiesce", "yes means nothing freed before is pending", cpu0_full, { idle, give_0, give_1_quiesce }, check_heap, 0, WORLD },
 };
 /* clang-format on */
-const unsigned heap_scenario_count = sizeof(heap_scenarios) / sizeof(heap_scenarios[0]);
+const unsigned scenario_count = sizeof(scenarios) / sizeof(scenarios[0]);
+const char *const weakened_files[] = { "heap", "reclaim", "page_source", "page_map", "kmalloc", NULL };

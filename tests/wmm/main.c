@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -180,6 +181,17 @@ static bool is_same(const struct wmm_site *a, const struct wmm_site *b)
 	       strcmp(a->place, b->place) == 0;
 }
 
+static bool is_weakened(const struct wmm_site *site)
+{
+	const char *name = strrchr(site->file, '/');
+
+	for (unsigned i = 0; weakened_files[i] != NULL; i++)
+		if (strncmp(name != NULL ? name + 1 : site->file, weakened_files[i],
+			    strlen(weakened_files[i])) == 0)
+			return true;
+	return false;
+}
+
 /* All of them, of the library's accesses that the scenarios reached. */
 static unsigned list_mutants(struct mutant mutant[MUTANTS])
 {
@@ -188,7 +200,7 @@ static unsigned list_mutants(struct mutant mutant[MUTANTS])
 	for (const struct wmm_site *site = wmm_sites(); site != NULL; site = site->next) {
 		enum wmm_order to[3];
 		unsigned orders = weaker_orders(site, to);
-		bool is_new = strncmp(site->place, "&world", 6) != 0;
+		bool is_new = is_weakened(site);
 
 		for (unsigned i = 0; i < n && is_new; i++)
 			is_new = !is_same(mutant[i].site, site);

@@ -5,7 +5,7 @@
  *
  * Thread 0 is the owner of page 0 unless said otherwise. A free by another thread is remote.
  */
-#include "scenarios.h"
+#include "world.h"
 
 /* ---- one freer, one owner --------------------------------------------------------------------------------- */
 
@@ -551,3 +551,4 @@ const struct wmm_scenario scenarios[] = {
 };
 /* clang-format on */
 const unsigned scenario_count = sizeof(scenarios) / sizeof(scenarios[0]);
+const char *const weakened_files[] = { "object_page", "sc_allocator", NULL };

@@ -24,7 +24,7 @@ enum wmm_order {
 
 /* An atomic access in the source. Made by wmm_atomics.h, one object for each. */
 struct wmm_site {
-	const char *function, *operation, *place;
+	const char *file, *function, *operation, *place;
 	enum wmm_order order;	/* as written */
 	enum wmm_order in_use;	/* as checked: weaker in a mutant */
 	bool is_known;

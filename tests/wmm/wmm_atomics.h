@@ -11,7 +11,8 @@
 
 #define WMM_SITE(operation_, place_, order_)                                                         \
 	__extension__({                                                                              \
-		static struct wmm_site wmm_site_ = { .operation = (operation_),                      \
+		static struct wmm_site wmm_site_ = { .file = __FILE__,                               \
+						     .operation = (operation_),                      \
 						     .place = (place_),                              \
 						     .order = (order_),                              \
 						     .in_use = (order_) };                           \

@@ -7,7 +7,7 @@
 
 #include "sc_allocator.h"
 
-#include "wmm.h"
+#include "scenarios.h"
 
 #include <string.h>
 
@@ -46,16 +46,6 @@ struct world {
 
 extern struct world world;
 
-/* Over all executions of a scenario: how often what may happen did happen. */
-struct tally {
-	uint64_t late;	    /* a double free was found at a harvest */
-	uint64_t window;    /* a double free hit a slot that was issued in between */
-	uint64_t released;  /* pages released */
-	uint64_t refused;   /* releases or moves refused, because the page was QUEUED */
-	uint64_t mailed;    /* executions that end with mail */
-};
-extern struct tally tally;
-
 struct kslab_page *page_of(unsigned p);
 
 /* Setup: a page in owner o with so many slots, all taken, retired: full and armed. */
@@ -85,6 +75,5 @@ void hand_over(unsigned i);
 bool is_handed_over(unsigned i);
 /* The promises at the end. */
 void check_world(void);
-void name_world(const volatile void *p, char *out, size_t bytes);
 
 #endif
