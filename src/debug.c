@@ -15,13 +15,14 @@
 #define REDZONE KSLAB_DEBUG_REDZONE_BYTE
 #define NONE SIZE_MAX /* no byte is wrong */
 
-/* Level 2: bytes between the object and the trailer, at least. */
+/* Level 1: a byte of redzone and the code, at least. Level 2: bytes between the object and the trailer. */
+#define SLACK_MIN 2u
 #define REDZONE_MIN 8u
 
-/* Tail of level 1: values of its code, before it is mixed with the address. 1 .. 7: so many bytes of slack. */
+/* Tail of level 1: values of its code, before it is mixed with the address. 2 .. 7: so many bytes of slack. */
 #define CODE_LONG 8u /* more; or any object of a cache */
 #define CODE_FREE 9u
-#define CODES 127u
+#define CODES 126u
 #define TAIL_LONG 8u /* bytes of the long form: info, three of redzone, code */
 
 /* Looks at a damaged slot before it is believed to be none that another CPU is freeing just now. */
@@ -229,21 +230,25 @@ static bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 	       (info >> 16 & 0xff) < KSLAB_CLASSES;
 }
 
-/* 0x80 .. 0xfe: the code, moved on by the address. */
+/*
+ * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the whole slack with
+ * one value, whatever it is, changes the one or the other.
+ */
 static unsigned char code_byte(const struct slot *slot, unsigned code)
 {
 	unsigned step = ((hash_of(slot) & 0xffff) * CODES) >> 16, value = code + step;
 
-	return (unsigned char)(0x80 + (value >= CODES ? value - CODES : value));
+	value = 0x80 + (value >= CODES ? value - CODES : value);
+	return (unsigned char)(value >= REDZONE ? value + 1 : value);
 }
 
 static unsigned code_of(const struct slot *slot)
 {
 	unsigned step = ((hash_of(slot) & 0xffff) * CODES) >> 16, byte = slot->start[slot->bytes - 1];
 
-	if (byte < 0x80 || byte == 0xff)
+	if (byte < 0x80 || byte == 0xff || byte == REDZONE)
 		return 0;
-	byte -= 0x80;
+	byte -= byte > REDZONE ? 0x81 : 0x80;
 	return byte >= step ? byte - step : byte + CODES - step;
 }
 
@@ -276,7 +281,7 @@ static size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
 	uint32_t info;
 
 	*n = slot->bytes - code;
-	if (code == 0 || code > CODE_LONG)
+	if (code < SLACK_MIN || code > CODE_LONG)
 		return slot->bytes - 1;
 	if (code < CODE_LONG)
 		return NONE;
@@ -516,12 +521,12 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 		natural = heap->page_bytes;
 	if (*align < natural)
 		*align = natural;
-	*n += heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1;
+	*n += heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN;
 }
 
 size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align)
 {
-	size_t more = heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : 1;
+	size_t more = heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN;
 	size_t slot = (size + more + align - 1) & ~(align - 1);
 
 	return slot <= heap->max_page_bytes ? slot : (size + align - 1) & ~(align - 1);
@@ -550,7 +555,7 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 	if (page->state == KSLAB_PAGE_LARGE)
 		return is_right_large(heap, page, align, n);
 	index = kslab_page_index(page, (uintptr_t)p);
-	if (page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || index >= page->slots)
+	if (!kslab_fence_is_known(heap, page) || page->sc->cls == KSLAB_CLASS_CACHE || index >= page->slots)
 		return true; /* another fault, or none that is ours: the free itself will find it */
 	slot = slot_of(heap, page, index);
 	if (is_free(page, index, &slot) || live_damage(&slot, &asked, &cls) != NONE)
@@ -639,7 +644,8 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 		       size_t align)
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)object);
-	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, request->cache);
+	size_t bytes = request->cache != NULL ? request->cache->slot_bytes : kslab_class_bytes(request->cls);
+	const struct slot slot = slot_at(heap, (uintptr_t)object, bytes, request->cache);
 	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
 				       .caller = request->caller,
 				       .what = "use after free: a free object was written to" };
@@ -884,7 +890,7 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
 {
 	struct slot slot;
 
-	if (heap->debug_level < 2 || report->object == NULL || page->state == KSLAB_PAGE_LARGE || page->sc == NULL)
+	if (heap->debug_level < 2 || report->object == NULL || !kslab_fence_is_known(heap, page))
 		return;
 	slot = slot_at(heap, (uintptr_t)report->object, page->sc->size, cache_of(page));
 	if (slot.trailer != NULL && is_whole(slot.trailer)) {

@@ -3,11 +3,11 @@
  * Rank: 5, beside heap.h.  Every function here is called at debug level 1 or above only; each caller asks
  * heap->debug_level first, so that level 0 pays one compare on slow paths and nothing on fast ones.
  *
- * A slot at level 1. n is what was asked for; a request gets at least one byte more than that.
+ * A slot at level 1. n is what was asked for; a request gets at least two bytes more than that.
  *
  *     | n bytes of the client | redzone 0xbb ... | tail |
  *
- * Tail: the last byte is a code, the slack (slot - n) if that is 1..7, or "long": then 4 bytes, 8 before the end,
+ * Tail: the last byte is a code, the slack (slot - n) if that is 2..7, or "long": then 4 bytes, 8 before the end,
  * hold n and the class that level 0 would have taken; or "free". Both are mixed with the address, codes are
  * 0x80..0xfe, so that no zero, no text, no ~0 and no poison looks like one. Objects of a cache have the code only.
  *
@@ -121,8 +121,10 @@ void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct 
 void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone);
 void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone);
 
-/* Geometry of a page against its class. Return: NULL, or what is wrong. Anybody. */
-const char *kslab_fence_geometry(const struct kslab_heap *heap, const struct kslab_page *page);
+/* A page that an address leads to: its geometry against its class. Return: NULL, or what is wrong. Anybody. */
+const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_page *page);
+/* Quick: owner and class of an object page fit together, so that the class can be read. */
+bool kslab_fence_is_known(const struct kslab_heap *heap, const struct kslab_page *page);
 /* Report a chain of pages taken from zone->owner.corrupt. No zone entered. */
 void kslab_fence_report(struct kslab_heap *heap, struct kslab_page *page, const void *caller);
 /* The heap ends: fenced pages go back. */

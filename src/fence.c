@@ -96,17 +96,29 @@ static const char *check_geometry(const struct kslab_heap *heap, const struct ks
 	return NULL;
 }
 
-const char *kslab_fence_geometry(const struct kslab_heap *heap, const struct kslab_page *page)
+bool kslab_fence_is_known(const struct kslab_heap *heap, const struct kslab_page *page)
 {
-	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner);
+	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner), place = (uintptr_t)page->sc - (owner & ~KSLAB_TAG_MASK);
 
-	if (!is_zone(heap, (const struct kslab_owner *)(owner & ~KSLAB_TAG_MASK)))
-		return "corrupt metadata: the owner of a page is none";
 	/* sc lies in its zone, or for a cache in metadata of its own. */
-	if ((uintptr_t)page->sc - (owner & ~KSLAB_TAG_MASK) >= sizeof(struct kslab_zone) &&
-	    (!(owner & KSLAB_TAG_CACHE) || !is_metadata(heap, page->sc)))
-		return "corrupt metadata: the class of a page is none";
-	if (page->sc->size == 0)
+	if (place < sizeof(struct kslab_zone))
+		return place >= offsetof(struct kslab_zone, sc);
+	return (owner & KSLAB_TAG_CACHE) && page->state != KSLAB_PAGE_LARGE && is_metadata(heap, page->sc);
+}
+
+const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	const struct kslab_owner *owner = kslab_page_owner(page);
+
+	if (page == &kslab_page_nobody || page == &kslab_page_released || page == &kslab_page_metadata ||
+	    page->state == KSLAB_PAGE_LARGE)
+		return NULL;
+	if (page->state == KSLAB_PAGE_IDLE && owner == NULL) /* being made */
+		return kslab_page_map_find(&heap->map, page->data) == page ?
+			       NULL : "corrupt metadata: a descriptor was erased";
+	if (!is_zone(heap, owner))
+		return "corrupt metadata: the owner of a page is none";
+	if (!kslab_fence_is_known(heap, page) || page->sc->size == 0)
 		return "corrupt metadata: the class of a page is none";
 	return check_geometry(heap, page->sc, page);
 }
@@ -242,7 +254,7 @@ static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 		return;
 	if (zone == 0) {
 		/* A page that is being made, or a large block that is free; or erased. */
-		if (page->state != KSLAB_PAGE_LARGE && page->data != address)
+		if (page->state != KSLAB_PAGE_LARGE && (page->data != address || page->state != KSLAB_PAGE_IDLE))
 			what = "corrupt metadata: a descriptor was erased";
 	} else if (zone != (uintptr_t)rebuild->zone) {
 		/* Somebody else's, who looks by himself; or nobody's. */

@@ -725,11 +725,9 @@ void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsi
 
 /* ---- free ----------------------------------------------------------------------------------------------- */
 
-/* Metadata that the map does not know: the heap itself, and the bit trees at the beginning of regions. */
+/* Metadata that the map does not know: the bit trees at the beginning of regions. */
 static bool is_own_memory(struct kslab_heap *heap, uintptr_t address)
 {
-	if (address - (uintptr_t)heap < sizeof(*heap))
-		return true;
 	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions); i++)
 		if (address - heap->region[i].start < heap->region[i].base - heap->region[i].start)
 			return true;
@@ -759,6 +757,10 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	}
 	if (page == &kslab_page_metadata || is_own_memory(heap, address))
 		report->fault = KSLAB_FAULT_BAD_POINTER;
+	if (heap->debug_level != 0 && (report->what = kslab_fence_judge(heap, page)) != NULL) {
+		report->fault = KSLAB_FAULT_CORRUPT_METADATA;
+		return;
+	}
 	if (sc == NULL && page->slots != 0) { /* a large block, live or freed */
 		report->page = (void *)page->data;
 		report->page_bytes = kslab_large_bytes(heap, page);
@@ -775,10 +777,6 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	}
 	if ((owner & ~KSLAB_TAG_MASK) == 0 || sc == NULL)
 		return;
-	if (heap->debug_level != 0 && (report->what = kslab_fence_geometry(heap, page)) != NULL) {
-		report->fault = KSLAB_FAULT_CORRUPT_METADATA;
-		return;
-	}
 	report->page = (void *)page->data;
 	report->page_bytes = (size_t)page->pages << heap->page_shift;
 	report->object_bytes = sc->size;
@@ -914,6 +912,10 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 			kslab_heap_fault_pointer(heap, p, cache, caller);
 		return;
 	}
+	if (heap->debug_level != 0 && !kslab_fence_is_known(heap, page)) {
+		kslab_heap_fault_pointer(heap, p, cache, caller);
+		return;
+	}
 	if (!is_right_door(page, owner, cache) || (index = kslab_page_index(page, address)) >= page->slots) {
 		kslab_heap_fault_pointer(heap, p, cache, caller);
 		return;
@@ -959,7 +961,8 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 			}
 			return page;
 		}
-	} else if ((owner & ~KSLAB_TAG_MASK) != 0 && page->sc != NULL) {
+	} else if ((owner & ~KSLAB_TAG_MASK) != 0 && page->sc != NULL &&
+		   (heap->debug_level == 0 || kslab_fence_is_known(heap, page))) {
 		index = kslab_page_index(page, address);
 		if (index < page->slots) {
 			const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];

@@ -44,7 +44,8 @@ struct single_step {
 	bool (*may_interrupt)(void); /* asked at each step; NULL: always */
 	void (*interrupt)(size_t step); /* what the interrupt does */
 	bool (*verify)(void); /* after op, in every run: all is well. MAY destroy everything */
-	size_t stride; /* only every stride-th step; 0: 1 */
+	size_t dense; /* so many interrupts at each step; then ... */
+	size_t stride; /* ... only at every stride-th; 0: at each */
 
 	size_t steps, interrupts; /* results: instructions of op, runs that were interrupted */
 	size_t failures,
@@ -74,7 +75,8 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 		return;
 	step->steps++;
 	if (step->failures == SINGLE_STEP_FAILURES ||
-	    (step->stride > 1 && step->steps % step->stride != 0) ||
+	    (step->interrupts >= step->dense && step->stride > 1 &&
+	     step->steps % step->stride != 0) ||
 	    (step->may_interrupt != NULL && !step->may_interrupt()))
 		return;
 	step->interrupts++;

@@ -613,23 +613,25 @@ static int teardown(void **state)
 }
 
 /*
- * Every stride-th instruction; KSLAB_STEP_STRIDE=1 in the environment: every one, in all tests.
- * Sanitizers make an instruction of ten, and a fork dear: a sample is enough there.
+ * The first instructions of each kind of call one by one, then every stride-th, for what is long is
+ * mostly loops. KSLAB_STEP_STRIDE=1 in the environment: every one, in all tests. Sanitizers make an
+ * instruction of ten, and a fork dear: a sample is enough there.
  */
+#if defined(__SANITIZE_ADDRESS__)
+#define SLOWER 20u
+#else
+#define SLOWER 1u
+#endif
+
 static size_t stride_of(size_t wanted)
 {
 	const char *given = getenv("KSLAB_STEP_STRIDE");
 
-	if (given != NULL)
-		return (size_t)strtoul(given, NULL, 0);
-#if defined(__SANITIZE_ADDRESS__)
-	return 29 * wanted;
-#else
-	return wanted;
-#endif
+	return given != NULL ? (size_t)strtoul(given, NULL, 0) : SLOWER * wanted;
 }
 
-static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t step), size_t stride)
+static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t step), size_t dense,
+				   size_t stride)
 {
 	size_t steps = 0, runs = 0, bad = 0;
 
@@ -641,6 +643,7 @@ static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t ste
 					    .may_interrupt = may,
 					    .interrupt = handler,
 					    .verify = verify,
+					    .dense = dense / SLOWER,
 					    .stride = stride_of(stride) };
 
 		scenarios[i].stage();
@@ -669,25 +672,25 @@ static void interrupted_everywhere(bool (*may)(void), void (*handler)(size_t ste
 	print_message("# %zu scenarios, %zu instructions, %zu of them interrupted\n",
 		      TESTING_COUNT(scenarios), steps, runs);
 	assert_true(bad == 0);
-	assert_true(runs * stride_of(stride) > 10000); /* or little was tested */
+	assert_true(runs > 1000 / SLOWER); /* or little was tested */
 }
 
 static void an_interrupt_may_come_at_every_instruction(void **state)
 {
 	(void)state;
-	interrupted_everywhere(may_interrupt, interrupt, 1);
+	interrupted_everywhere(may_interrupt, interrupt, 1000, 4);
 }
 
 static void an_nmi_may_come_at_every_instruction(void **state)
 {
 	(void)state;
-	interrupted_everywhere(may_nmi, nmi, 3);
+	interrupted_everywhere(may_nmi, nmi, 300, 8);
 }
 
 static void another_cpu_may_act_between_any_two_instructions(void **state)
 {
 	(void)state;
-	interrupted_everywhere(may_switch, other_cpu, 3);
+	interrupted_everywhere(may_switch, other_cpu, 300, 8);
 }
 
 /* Three handlers in a row, the second an NMI, before the interrupted call goes on. */
@@ -701,7 +704,7 @@ static void interrupt_then_nmi(size_t step)
 static void interrupts_may_come_one_after_the_other(void **state)
 {
 	(void)state;
-	interrupted_everywhere(may_interrupt, interrupt_then_nmi, 7);
+	interrupted_everywhere(may_interrupt, interrupt_then_nmi, 100, 16);
 }
 
 /* ---- levels and the lock, step by step ------------------------------------------------------- */

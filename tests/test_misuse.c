@@ -366,7 +366,7 @@ static void double_free_is_refused_after_other_frees(void **state)
 static void double_free_is_refused_in_every_page_state(void **state)
 {
 	const size_t n = 512, slots = PAGE / 512;
-	void *p[2 * PAGE / 512];
+	void *p[2 * PAGE / 512], *keep;
 	struct want want;
 
 	(void)state;
@@ -395,10 +395,14 @@ static void double_free_is_refused_in_every_page_state(void **state)
 	assert_int_equal(page_of(p[2])->state, KSLAB_PAGE_EMPTY);
 	refused(&want, n);
 
-	put(p[slots]); /* a slot of the current page, which stays current */
-	assert_int_equal(page_of(p[slots])->state, KSLAB_PAGE_CURRENT);
-	want = want_object(KSLAB_FAULT_DOUBLE_FREE, p[slots], p[slots]);
+	put(p[slots]);
+	keep = get(n); /* makes a page current */
+	p[0] = get(n);
+	put(p[0]);
+	assert_int_equal(page_of(p[0])->state, KSLAB_PAGE_CURRENT);
+	want = want_object(KSLAB_FAULT_DOUBLE_FREE, p[0], p[0]);
 	refused(&want, n);
+	put(keep);
 	end(&t);
 }
 

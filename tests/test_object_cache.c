@@ -346,6 +346,17 @@ static void test_empty_pages_of_a_cache_go_back_and_are_constructed_anew(void **
 	end(&cache);
 }
 
+/* Caches that the statistics know. */
+static unsigned caches_listed(void)
+{
+	struct kslab_class_stats stats;
+	unsigned n = 0;
+
+	while (kslab_heap_class_stats(&t.heap, KSLAB_CLASSES + n, &stats))
+		n++;
+	return n;
+}
+
 static void test_a_cache_without_constructor_and_many_caches_work(void **state)
 {
 	struct kslab_cache caches[12];
@@ -375,9 +386,11 @@ static void test_a_cache_without_constructor_and_many_caches_work(void **state)
 				assert_int_equal(byte[k], (unsigned char)(c * 30 + i));
 			kslab_cache_free(&caches[c], objects[c][i]);
 		}
+		assert_int_equal(caches_listed(), 12 - n);
 		assert_int_equal(kslab_cache_destroy(&caches[c]), KSLAB_OK);
 		testing_step(&t);
 	}
+	assert_int_equal(caches_listed(), 0);
 	testing_end(&t);
 }
 

@@ -316,8 +316,8 @@ class Heap:
         known = {"alloc": words[0], "free": words[1], "serial": words[2]}
         if cache:
             known["asked"] = cache["size"]
-        elif (info ^ self.hash(start)) >> 24 == 0x5C:
-            known["asked"] = (info ^ self.hash(start)) & 0xFFFF
+        else:
+            known.update(self.asked(info ^ self.hash(start)))
         known["held"] = not page.is_free(index) and words[4] != self.sum(start, size, words)
         return known
 
@@ -342,8 +342,13 @@ class Heap:
         code += 127 if code < 0 else 0
         if 1 <= code <= 7:
             return {"asked": size - code}
-        info = self.memory.number(data, 0, 4) ^ self.hash(start)
-        return {"asked": info & 0xFFFF} if code == 8 and info >> 24 == 0x5C else {}
+        return self.asked(self.memory.number(data, 0, 4) ^ self.hash(start)) if code == 8 else {}
+
+    @staticmethod
+    def asked(info):
+        """n out of info_of(n, class), if its sum is right."""
+        plain = info & 0xFFFFFF
+        return {"asked": info & 0xFFFF} if info >> 24 == (plain ^ plain >> 8 ^ plain >> 16 ^ 0x5C) & 0xFF else {}
 
 
 # ---- commands

@@ -54,8 +54,12 @@ fault() {
 }
 
 echo "The mailbox, all states; then each seeded fault"
-sound short 3 1
-test "${1:-}" = quick || sound long 3 2
+if test "${1:-}" = quick; then
+	sound short 2 1
+else
+	sound short 3 1
+	sound long 3 2
+fi
 found=0 all=0
 for f in $faults; do
 	all=$((all + 1))

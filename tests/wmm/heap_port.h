@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * heap_port.h - owns the port of the heap under the model checker: coroutines play CPUs, pages are tiny.
+ * heap_port.h - owns the port of the heap under the model checker: coroutines play CPUs, pages are
+ * tiny.
  */
 #ifndef KSLAB_TESTS_HEAP_PORT_H
 #define KSLAB_TESTS_HEAP_PORT_H

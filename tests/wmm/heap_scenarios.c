@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * heap_scenarios.c - owns the scenarios of the whole heap: CPUs that go and come, limbo, adoption, reclaim,
- * quiesce, the heap lock, the page map and descriptors that live again. Thread i plays CPU i.
+ * heap_scenarios.c - owns the scenarios of the whole heap: CPUs that go and come, limbo, adoption,
+ * reclaim, quiesce, the heap lock, the page map and descriptors that live again. Thread i plays CPU
+ * i.
  *
- * At the end of each execution, when all is visible: no fault was reported that the scenario does not expect;
- * what was live is freed, the heap quiesces, its check finds nothing, it ends with no live object, and every page
- * is back at its source.
+ * At the end of each execution, when all is visible: no fault was reported that the scenario does
+ * not expect; what was live is freed, the heap quiesces, its check finds nothing, it ends with no
+ * live object, and every page is back at its source.
  */
 #include "scenarios.h"
 
@@ -15,10 +16,13 @@
 
 #define PAGE_BYTES 512u
 #define OBJECT_BYTES 256u /* two in a page */
-#define CPU_PAGES 80u	  /* of each CPU's source; CPU 0 also feeds the setup */
+#define CPU_PAGES 80u /* of each CPU's source; CPU 0 also feeds the setup */
 #define OBJECTS 8u
 
-static struct {
+/* One window of the page map covers it all, wherever the loader puts it. */
+#define WINDOW_BYTES ((size_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
+
+static _Alignas(WINDOW_BYTES) struct {
 	struct kslab_heap heap;
 	_Alignas(PAGE_BYTES) unsigned char page[KSLAB_CFG_CPUS][CPU_PAGES][PAGE_BYTES];
 	unsigned taken[KSLAB_CFG_CPUS], given[KSLAB_CFG_CPUS];
@@ -41,7 +45,7 @@ unsigned heap_cpu(void)
 	return wmm_self() < KSLAB_CFG_CPUS ? wmm_self() : setup_cpu;
 }
 
-/* ---- the kernel's side ------------------------------------------------------------------------------------ */
+/* ---- the kernel's side ----------------------------------------------------------------------- */
 
 /* Each CPU has its own memory, so that the source orders nothing. */
 static void *alloc_pages(void *ctx, size_t pages)
@@ -71,7 +75,7 @@ static void on_report(void *ctx, const struct kslab_report *report)
 		wmm_fail(report->what);
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------ */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static void use(void *object)
 {
@@ -153,7 +157,7 @@ static void limit_sources(unsigned pages)
 	h.pages_left += pages;
 }
 
-/* ---- free, while the owner allocates, reclaims, goes ------------------------------------------------------ */
+/* ---- free, while the owner allocates, reclaims, goes ----------------------------------------- */
 
 static void cpu0_full(void)
 {
@@ -200,9 +204,7 @@ static void cpu1_gone_partial(void)
 	setup_cpu = 0;
 }
 
-static void nothing(void)
-{
-}
+static void nothing(void) {}
 
 static void give_0(void)
 {
@@ -259,7 +261,7 @@ static void reclaim(void)
 	kslab_heap_reclaim(HEAP, 1);
 }
 
-/* ---- release, and another page on the same descriptor ----------------------------------------------------- */
+/* ---- release, and another page on the same descriptor ---------------------------------------- */
 
 static void cpu0_full_page_more(void)
 {
@@ -283,7 +285,7 @@ static void take_on_new_page(void)
 	}
 }
 
-/* ---- quiesce: yes means that nothing freed before is pending ---------------------------------------------- */
+/* ---- quiesce: yes means that nothing freed before is pending --------------------------------- */
 
 static void idle(void)
 {
@@ -302,7 +304,36 @@ static void give_1_quiesce(void)
 	}
 }
 
-/* ---- double free ------------------------------------------------------------------------------------------ */
+/* A CPU comes online while another looks at all zones. */
+static void cpu2_not_yet(void)
+{
+	cpu0_full();
+	setup_cpu = 2;
+	HEAP->zone[2] = &kslab_zone_none;
+	HEAP->parked[2] = NULL;
+	setup_cpu = 0;
+	limit_sources(32);
+}
+
+static void cpu1_full_no_limbo(void)
+{
+	start_heap(64);
+	fill(1, 0, 2);
+	limit_sources(32);
+}
+
+static void quiesce(void)
+{
+	kslab_heap_quiesce(HEAP);
+}
+
+static void come_online(void)
+{
+	if (heap_cpu() == 2)
+		wmm_assert(kslab_heap_cpu_online(HEAP, 2) == KSLAB_OK);
+}
+
+/* ---- double free ----------------------------------------------------------------------------- */
 
 static void cpu0_full_double(void)
 {
@@ -310,7 +341,10 @@ static void cpu0_full_double(void)
 
 	cpu0_full();
 	h.expects_double_free = true;
-	/* The one that is refused looks what the page is, for the report, while its owner changes that. */
+	/*
+	 * The one that is refused looks what the page is, for the report, while its owner changes
+	 * that.
+	 */
 	page = kslab_page_map_find(&HEAP->map, (uintptr_t)h.object[0]);
 	wmm_tolerate(&page->state, sizeof(page->state));
 	wmm_tolerate(&page->sc, sizeof(page->sc));
@@ -327,7 +361,7 @@ static void free_0_first(void)
 	kslab_heap_free_fast(HEAP, h.object[0]);
 }
 
-/* ---- the end ---------------------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 static void bring_everybody_back(void)
 {
@@ -370,15 +404,15 @@ static void check_heap(void)
 	(void)given;
 }
 
-/* ---- names ------------------------------------------------------------------------------------------------ */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static void name_in_page(const struct kslab_page *page, uintptr_t offset, char *out, size_t bytes)
 {
-	const char *field = offset == offsetof(struct kslab_page, owner)     ? "owner" :
-			    offset == offsetof(struct kslab_page, mail)	     ? "mail" :
-			    offset == offsetof(struct kslab_page, mail_next) ? "mail_next" :
-			    offset == offsetof(struct kslab_page, state)     ? "state" :
-									       "field";
+	const char *field = offset == offsetof(struct kslab_page, owner)       ? "owner"
+			    : offset == offsetof(struct kslab_page, mail)      ? "mail"
+			    : offset == offsetof(struct kslab_page, mail_next) ? "mail_next"
+			    : offset == offsetof(struct kslab_page, state)     ? "state"
+									       : "field";
 
 	if (offset >= offsetof(struct kslab_page, bits))
 		field = (const char *const[]){ "avail", "freed", "remote" }[(offset - 64) / 8 % 3];
@@ -387,11 +421,12 @@ static void name_in_page(const struct kslab_page *page, uintptr_t offset, char *
 
 static void name_in_zone(const struct kslab_zone *zone, uintptr_t offset, char *out, size_t bytes)
 {
-	const char *field = offset == offsetof(struct kslab_zone, owner.mailbox)      ? "mailbox" :
-			    offset == offsetof(struct kslab_zone, owner.harvested)    ? "harvested" :
-			    offset == offsetof(struct kslab_zone, owner.remote_frees) ? "remote_frees" :
-			    offset == 0						      ? "key" :
-											"field";
+	const char *field = offset == offsetof(struct kslab_zone, owner.mailbox)     ? "mailbox"
+			    : offset == offsetof(struct kslab_zone, owner.harvested) ? "harvested"
+			    : offset == offsetof(struct kslab_zone, owner.remote_frees)
+				    ? "remote_frees"
+			    : offset == 0 ? "key"
+					  : "field";
 
 	snprintf(out, bytes, "zone of cpu %u %s", zone->cpu, field);
 }
@@ -412,7 +447,8 @@ void name_world(const volatile void *p, char *out, size_t bytes)
 	if (HEAP->limbo != NULL && a - (uintptr_t)HEAP->limbo < sizeof(*HEAP->limbo))
 		name_in_zone(HEAP->limbo, a - (uintptr_t)HEAP->limbo, out, bytes);
 	if (a == (uintptr_t)&HEAP->lock.serving || a == (uintptr_t)&HEAP->lock.next)
-		snprintf(out, bytes, "lock %s", a == (uintptr_t)&HEAP->lock.next ? "next" : "serving");
+		snprintf(out, bytes, "lock %s",
+			 a == (uintptr_t)&HEAP->lock.next ? "next" : "serving");
 	for (unsigned i = 0; i < OBJECTS; i++) {
 		const struct kslab_page *page;
 
@@ -441,7 +477,28 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: limbo, two", "two want one page", cpu1_gone_partial, { take_4, nothing, take_5 }, check_heap, 0, WORLD },
 	{ "heap: limbo, reclaim", "", cpu1_gone, { reclaim, give_0, give_1 }, check_heap, 0, WORLD },
 	{ "heap: quiesce", "yes means nothing freed before is pending", cpu0_full, { idle, give_0, give_1_quiesce }, check_heap, 0, WORLD },
+	{ "heap: quiesce, gone", "a CPU goes offline meanwhile, and makes limbo", cpu1_full_no_limbo, { quiesce, go_offline }, check_heap, 1, WORLD },
+	{ "heap: online", "a fresh zone, while others look at all", cpu2_not_yet, { quiesce, give_0, come_online }, check_heap, 0, WORLD },
 };
 /* clang-format on */
 const unsigned scenario_count = sizeof(scenarios) / sizeof(scenarios[0]);
-const char *const weakened_files[] = { "heap", "reclaim", "page_source", "page_map", "kmalloc", NULL };
+
+/*
+ * What the frees from other CPUs rely on here; how zones, limbo and regions are published is not in
+ * it.
+ */
+const struct weakened weakened[] = {
+	{ "page_source", "kslab_heap_lock", NULL },
+	{ "page_source", "kslab_heap_unlock", NULL },
+	{ "reclaim", "add_harvested", NULL },
+	{ "heap", "kslab_heap_each_zone", NULL },
+	{ "reclaim", "kslab_heap_cpu_online", NULL },
+	{ "reclaim", "kslab_heap_cpu_offline", NULL },
+	{ "object_page", "kslab_page_harvest_word", "STORE_RELEASE" },
+	{ "object_page", "kslab_page_harvest_word", "LOAD_ACQUIRE" },
+	{ NULL, NULL, NULL },
+};
+
+const struct not_needed not_needed[] = {
+	{ NULL, NULL, 0, NULL },
+};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * litmus.c - owns the tests of the model checker itself: known programs with known outcomes, and the reduced
- * search against the full one.
+ * litmus.c - owns the tests of the model checker itself: known programs with known outcomes, and
+ * the reduced search against the full one.
  * Source: the usual litmus tests; what is allowed is what RC11 says.
  */
 #include "wmm_atomics.h"
@@ -22,9 +22,7 @@ static void outcome(unsigned o)
 {
 	seen |= (uint64_t)1 << o;
 }
-static void none(void)
-{
-}
+static void none(void) {}
 
 #define LOAD(p) KSLAB_LOAD_RELAXED(p)
 #define ACQ(p) KSLAB_LOAD_ACQUIRE(p)
@@ -80,7 +78,8 @@ static void r012(void) { outcome(v.r[2] * 4 + v.r[0] * 2 + v.r[1]); }
 static void lb0(void) { R(0, LOAD(&v.x)); STORE(&v.y, 1); }
 static void lb1(void) { R(1, LOAD(&v.y)); STORE(&v.x, 1); }
 /* updates are atomic; a compare and exchange wins once, and may fail on something old */
-static void add(void) { (void)KSLAB_FETCH_ADD_RELAXED(&v.x, 1u); (void)KSLAB_FETCH_ADD_RELAXED(&v.x, 1u); }
+#define ADD(p) ((void)KSLAB_FETCH_ADD_RELAXED(p, 1u))
+static void add(void) { ADD(&v.x); ADD(&v.x); }
 static void rx(void) { outcome(v.x); }
 static void cas0(void) { uint32_t e = 0; R(0, KSLAB_CAS_ACQ_REL(&v.x, &e, 1u)); }
 static void cas1(void) { uint32_t e = 0; R(1, KSLAB_CAS_ACQ_REL(&v.x, &e, 2u)); }
@@ -116,12 +115,16 @@ static const struct {
 	uint64_t outcomes;
 } litmus[] = {
 	{ { "SB", "acquire and release", none, { sb0, sb1 }, r01, 0, NULL, 0 }, ALL(4) },
-	{ { "SB+sc", "one side updates: Dekker", none, { sbs0, sbs1 }, r01, 0, NULL, 0 }, ALL(4) & ~O(0) },
-	{ { "SB+sc+rel", "the update is not seq_cst", sev, { sbm0, sbm1 }, r01, 0, NULL, 0 }, ALL(4) },
+	{ { "SB+sc", "one side updates: Dekker", none, { sbs0, sbs1 }, r01, 0, NULL, 0 },
+	  ALL(4) & ~O(0) },
+	{ { "SB+sc+rel", "the update is not seq_cst", sev, { sbm0, sbm1 }, r01, 0, NULL, 0 },
+	  ALL(4) },
 	{ { "MP", "", none, { mp0, mp1 }, r01, 0, NULL, 0 }, ALL(4) & ~O(2) },
 	{ { "MP+rlx", "", none, { mpr0, mpr1 }, r01, 0, NULL, 0 }, ALL(4) },
-	{ { "MP+rmw", "release sequence", none, { mp0, rs1, rs2 }, r01, 0, NULL, 0 }, ALL(4) & ~O(2) },
-	{ { "MP+store", "no release sequence", none, { mp0, rst1, rs2 }, r01, 0, NULL, 0 }, ALL(4) },
+	{ { "MP+rmw", "release sequence", none, { mp0, rs1, rs2 }, r01, 0, NULL, 0 },
+	  ALL(4) & ~O(2) },
+	{ { "MP+store", "no release sequence", none, { mp0, rst1, rs2 }, r01, 0, NULL, 0 },
+	  ALL(4) },
 	{ { "CoRR", "", none, { co0, co1 }, r03, 0, NULL, 0 }, ALL(9) & ~(O(3) | O(6) | O(7)) },
 	{ { "2+2W", "", none, { w220, w221 }, rxy, 0, NULL, 0 }, O(4) | O(5) | O(7) | O(8) },
 	{ { "2+2W+sc", "", none, { w22s0, w22s1 }, rxy, 0, NULL, 0 }, O(5) | O(7) | O(8) },
@@ -146,11 +149,12 @@ static bool run(unsigned i, bool is_brute, struct wmm_result *result)
 
 	seen = 0;
 	*result = wmm_explore(&litmus[i].scenario, &options);
-	return litmus[i].outcomes == RACE ? result->bug != NULL && strcmp(result->bug, "data race") == 0 :
-					     result->bug == NULL && seen == litmus[i].outcomes;
+	return litmus[i].outcomes == RACE
+		       ? result->bug != NULL && strcmp(result->bug, "data race") == 0
+		       : result->bug == NULL && seen == litmus[i].outcomes;
 }
 
-/* ---- random programs: the two searches must see the same outcomes ------------------------------------------ */
+/* ---- random programs: the two searches must see the same outcomes ---------------------------- */
 
 #define OPERATIONS 4u
 #define OUTCOMES 8192u
@@ -169,7 +173,8 @@ static void random_thread(void)
 	unsigned t = wmm_self(), result = 1;
 
 	for (unsigned i = 0; i < lengths[t]; i++) {
-		uint32_t *p = program[t][i].place ? &v.y : &v.x, value = program[t][i].value, e = value;
+		uint32_t *p = program[t][i].place ? &v.y : &v.x, value = program[t][i].value,
+			 e = value;
 
 		/* clang-format off */
 		switch (program[t][i].operation) {
@@ -216,8 +221,8 @@ static unsigned next_random(unsigned below)
 /* Return: outcomes, 0: the searches differ. */
 static unsigned random_program(uint64_t executions[2])
 {
-	struct wmm_scenario scenario = { "random", "", none, { random_thread, random_thread }, random_outcome,
-					 0, NULL, 0 };
+	struct wmm_scenario scenario = { "random",	 "", none, { random_thread, random_thread },
+					 random_outcome, 0,  NULL, 0 };
 	unsigned threads = 2 + next_random(2), full;
 
 	for (unsigned t = 0; t < threads; t++) {
@@ -238,7 +243,8 @@ static unsigned random_program(uint64_t executions[2])
 		outcomes.count = 0;
 		executions[brute] += wmm_explore(&scenario, &options).executions;
 	}
-	return full == outcomes.count ? full : 0; /* the reduced search sees a subset, so counts do */
+	return full == outcomes.count ? full
+				      : 0; /* the reduced search sees a subset, so counts do */
 }
 
 static bool random_programs(unsigned programs)

@@ -3,8 +3,8 @@
  *
  *	wmm litmus [PROGRAMS]	check the checker
  *	wmm all | quick | NAME	explore scenarios
- *	wmm orders [all|quick]	weaken every order of the library, one at a time: each must be caught
- *	wmm caught		status 1, and by what, if some scenario fails: for mutants of the source
+ *	wmm orders		weaken the library's memory orders one by one: each must be caught
+ *	wmm caught		status 1, and by what, if a scenario fails: for source mutants
  *
  * The last line is "N passed, N failed".
  */
@@ -38,7 +38,7 @@ static struct wmm_result explore(const struct wmm_scenario *scenario)
 	return wmm_explore(scenario, &options);
 }
 
-/* ---- scenarios -------------------------------------------------------------------------------------------- */
+/* ---- scenarios ------------------------------------------------------------------------------- */
 
 static bool run(const struct wmm_scenario *scenario)
 {
@@ -60,17 +60,17 @@ static bool run(const struct wmm_scenario *scenario)
 
 static void run_scenarios(const char *name, unsigned *passed, unsigned *failed)
 {
-	printf("All executions of the scenarios; in how many of them: mail is left at the end, a double free is\n"
-	       "found late, a double free is undecidable, a page is released, a release or move is refused\n");
-	printf("  %-21s %9s %8s %4s %7s %7s %6s %6s %6s %6s\n", "", "execs", "given up", "ops", "seconds",
-	       "mail", "late", "window", "freed", "refus");
+	printf("All executions of the scenarios; in how many: mail is left at the end, a double free is\n"
+	       "found late, it is undecidable, a page is released, a release or move is refused\n");
+	printf("  %-21s %9s %8s %4s %7s %7s %6s %6s %6s %6s\n", "", "execs", "given up", "ops",
+	       "seconds", "mail", "late", "window", "freed", "refus");
 	for (unsigned i = 0; i < scenario_count; i++)
-		if (name == NULL ? !is_quick || scenarios[i].is_quick :
-				   strcmp(name, scenarios[i].name) == 0)
+		if (name == NULL ? !is_quick || scenarios[i].is_quick
+				 : strcmp(name, scenarios[i].name) == 0)
 			*(run(&scenarios[i]) ? passed : failed) += 1;
 }
 
-/* ---- mutants ---------------------------------------------------------------------------------------------- */
+/* ---- mutants --------------------------------------------------------------------------------- */
 
 /* A mutant may loop without an atomic access: that is a verdict, too. */
 static void on_tick(int signal)
@@ -102,8 +102,6 @@ static bool is_caught(void)
 	for (unsigned i = 0; i < scenario_count; i++) {
 		struct wmm_result result;
 
-		if (is_quick && !scenarios[i].is_quick)
-			continue;
 		result = explore(&scenarios[i]);
 		if (result.bug == NULL)
 			continue;
@@ -125,25 +123,9 @@ struct mutant {
 #define MUTANTS 128u
 #define AT_ONCE 2u
 
-/*
- * Orders that the source has and the protocol does not need, each with the reason. One that is caught all the
- * same is a failure: the reason is wrong.
- */
-static const struct {
-	const char *function, *operation;
-	enum wmm_order to;
-	const char *reason;
-} not_needed[] = {
-	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_ACQUIRE, "whoever reads IDLE does nothing" },
-	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_RELEASE, "ARMED was stored by the owner itself" },
-	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_FAILURE_RELAXED, "QUEUED: nothing is done but wait" },
-	{ "kslab_page_free_remote", "CAS_ACQ_REL", WMM_ACQUIRE, "the mailbox releases, QUEUED need not" },
-	{ "kslab_page_free_remote", "CAS_ACQ_REL", WMM_FAILURE_RELAXED, "another mails, or the owner looks" },
-};
-
 static const char *reason_for(const struct mutant *mutant)
 {
-	for (unsigned i = 0; i < sizeof(not_needed) / sizeof(not_needed[0]); i++)
+	for (unsigned i = 0; not_needed[i].function != NULL; i++)
 		if (strcmp(not_needed[i].function, mutant->site->function) == 0 &&
 		    strcmp(not_needed[i].operation, mutant->site->operation) == 0 &&
 		    not_needed[i].to == mutant->to)
@@ -185,9 +167,11 @@ static bool is_weakened(const struct wmm_site *site)
 {
 	const char *name = strrchr(site->file, '/');
 
-	for (unsigned i = 0; weakened_files[i] != NULL; i++)
-		if (strncmp(name != NULL ? name + 1 : site->file, weakened_files[i],
-			    strlen(weakened_files[i])) == 0)
+	name = name != NULL ? name + 1 : site->file;
+	for (const struct weakened *w = weakened; w->file != NULL; w++)
+		if (strncmp(name, w->file, strlen(w->file)) == 0 &&
+		    (w->function == NULL || strcmp(site->function, w->function) == 0) &&
+		    (w->operation == NULL || strcmp(site->operation, w->operation) == 0))
 			return true;
 	return false;
 }
@@ -244,11 +228,13 @@ static bool finish(const struct mutant *mutant)
 	caught = status != 0;
 	if (got <= 0)
 		snprintf(text, sizeof(text), "%s", caught ? "crashes" : "");
-	printf("  %-23s %s(%s) -> %s\n      %s%s\n", mutant->site->function, mutant->site->operation,
-	       mutant->site->place, wmm_order_name(mutant->to),
-	       caught ? (reason != NULL ? "CAUGHT, but called not needed: " : "") :
-			(reason != NULL ? "not needed: " : "NOT CAUGHT"),
-	       caught ? text : reason != NULL ? reason : "");
+	printf("  %-23s %s(%s) -> %s\n      %s%s\n", mutant->site->function,
+	       mutant->site->operation, mutant->site->place, wmm_order_name(mutant->to),
+	       caught ? (reason != NULL ? "CAUGHT, but called not needed: " : "")
+		      : (reason != NULL ? "not needed: " : "NOT CAUGHT"),
+	       caught		? text
+	       : reason != NULL ? reason
+				: "");
 	return caught == (reason == NULL);
 }
 
@@ -257,9 +243,13 @@ static void try_orders(unsigned *passed, unsigned *failed)
 	struct mutant mutant[MUTANTS];
 	unsigned n, caught = 0, needed = 0, started = 0;
 
-	for (unsigned i = 0; i < scenario_count; i++)
-		if (!is_quick || scenarios[i].is_quick)
-			explore(&scenarios[i]);
+	for (unsigned i = 0; i < scenario_count; i++) {
+		if (explore(&scenarios[i]).bug != NULL) {
+			printf("%s fails without a mutant\n", scenarios[i].name);
+			*failed += 1;
+			return;
+		}
+	}
 	n = list_mutants(mutant);
 	printf("Orders of the library, weakened one at a time, and what catches it\n");
 	for (unsigned i = 0; i < n; i++) {

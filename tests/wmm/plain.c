@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * plain.c - owns the plain accesses of the code under test: it is compiled with -fsanitize=thread, but what
- * the compiler calls for each load and store is here, not in the sanitizer's runtime.
+ * plain.c - owns the plain accesses of the code under test: it is compiled with -fsanitize=thread,
+ * but what the compiler calls for each load and store is here, not in the sanitizer's runtime.
  */
 #include "wmm.h"
 

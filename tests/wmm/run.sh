@@ -1,9 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# run.sh - owns the model checks of the frees from other CPUs: builds tests/wmm with the real source, runs all
-# scenarios, weakens every memory order and seeds every fault of mutants.txt, one at a time.
+# run.sh - owns the model checks of the frees from other CPUs: builds tests/wmm with the real source,
+# runs all scenarios, weakens every memory order and seeds every fault of mutants.txt, one at a time.
 # Runs: run.sh [quick] from anywhere. quick: the short scenarios, no mutants, under 30 seconds.
-# BUILD (default build/ at the top level), CC (gcc or clang), JOBS. The last line is "N passed, N failed".
+# BUILD (default build/ at the top level), CC (gcc or clang), JOBS.
+# The last line is "N passed, N failed".
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,33 +13,48 @@ build=${BUILD:-$top/build}/wmm
 jobs=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 cc=${CC:-gcc}
 mode=${1:-all}
+# The library sees the checker in place of its atomics, and calls plain.c for each plain access.
 flags="-std=gnu11 -O2 -g -I$here -I$top/include"
 warn="-Wall -Wextra -Werror"
-hooks='-DKSLAB_ATOMICS_HEADER="wmm_atomics.h" -fsanitize=thread'
-sources="object_page sc_allocator bitfield"
+atomics='-DKSLAB_ATOMICS_HEADER="wmm_atomics.h"'
+hooks="-fsanitize=thread -Dmemset=__tsan_memset -Dmemcpy=__tsan_memcpy -Dmemmove=__tsan_memmove"
+heap_port='-DKSLAB_CFG_HEADER="heap_port.h"'
 passed=0 failed=0
 
-# compile SRC OUT FLAGS: the library's part from SRC, and what depends on its headers.
-compile() {
-	for f in $sources; do
-		# shellcheck disable=SC2086
-		$cc $flags $3 $hooks -c "$1/$f.c" -o "$2/$f.o" || return 1
+# shellcheck disable=SC2086
+compile_c() { # FILE OBJECT FLAGS
+	$cc $flags $3 -c "$1" -o "$2"
+}
+
+# rooms SRC OUT FLAGS: the rooms object_page and sc_allocator from SRC, and what uses their headers.
+rooms() {
+	for f in object_page sc_allocator bitfield; do
+		compile_c "$1/$f.c" "$2/$f.o" "$3 $atomics $hooks" || return 1
 	done
 	for f in world scenarios; do
-		# shellcheck disable=SC2086
-		$cc $flags $3 -DKSLAB_ATOMICS_HEADER='"wmm_atomics.h"' -I"$1" -c "$here/$f.c" -o "$2/$f.o" ||
-			return 1
+		compile_c "$here/$f.c" "$2/$f.o" "$3 $atomics -I$1" || return 1
 	done
 	$cc "$2"/*.o "$build"/checker/*.o -o "$2/wmm"
 }
 
-build_all() {
-	rm -rf "$build" && mkdir -p "$build/checker" "$build/real" "$build/mutants" || return 1
-	for f in wmm plain litmus main; do
-		# shellcheck disable=SC2086
-		$cc $flags $warn -I"$top/src" -c "$here/$f.c" -o "$build/checker/$f.o" || return 1
+# heap OUT FLAGS: the whole library.
+heap() {
+	for f in "$top"/src/*.c; do
+		compile_c "$f" "$1/$(basename "$f" .c).o" "$2 $atomics $hooks $heap_port" &
 	done
-	compile "$top/src" "$build/real" "$warn"
+	wait
+	compile_c "$here/heap_scenarios.c" "$1/heap_scenarios.o" \
+		"$2 $atomics -fsanitize=thread $heap_port -I$top/src" || return 1
+	$cc "$1"/*.o "$build"/checker/*.o -o "$1/wmm"
+}
+
+build_all() {
+	rm -rf "$build" && mkdir -p "$build" || return 1
+	cd "$build" && mkdir checker rooms heap mutants || return 1
+	for f in wmm plain litmus main; do
+		compile_c "$here/$f.c" "$build/checker/$f.o" "$warn" || return 1
+	done
+	rooms "$top/src" "$build/rooms" "$warn" && heap "$build/heap" "$warn"
 }
 
 # add "N passed, N failed" of a file to the totals, and show the rest of it
@@ -83,7 +99,7 @@ mutant() {
 			;;
 		esac
 	done <"$dir/edits"
-	if ! compile "$dir/src" "$dir" -w >"$dir/log" 2>&1; then
+	if ! rooms "$dir/src" "$dir" -w >"$dir/log" 2>&1; then
 		echo "does not compile, see $dir/log" >"$dir/verdict"
 		return
 	fi
@@ -141,19 +157,24 @@ build_all || {
 	exit 1
 }
 if test "$mode" = quick; then
-	"$build/real/wmm" litmus 50 >"$build/litmus.out" 2>&1
-	count "$build/litmus.out"
-	"$build/real/wmm" quick >"$build/all.out" 2>&1
-	count "$build/all.out"
+	"$build/rooms/wmm" litmus 50 >"$build/litmus.out" 2>&1
+	"$build/rooms/wmm" quick >"$build/rooms.out" 2>&1
+	"$build/heap/wmm" quick >"$build/heap.out" 2>&1
+	set -- litmus rooms heap
 else
-	"$build/real/wmm" litmus 1000 >"$build/litmus.out" 2>&1 &
-	"$build/real/wmm" all >"$build/all.out" 2>&1
+	{
+		"$build/rooms/wmm" litmus 1000 >"$build/litmus.out" 2>&1
+		"$build/heap/wmm" all >"$build/heap.out" 2>&1
+	} &
+	"$build/rooms/wmm" all >"$build/rooms.out" 2>&1
 	wait
-	count "$build/litmus.out"
-	count "$build/all.out"
-	"$build/real/wmm" orders >"$build/orders.out" 2>&1
-	count "$build/orders.out"
-	try_mutants
+	"$build/rooms/wmm" orders >"$build/rooms_orders.out" 2>&1
+	"$build/heap/wmm" orders >"$build/heap_orders.out" 2>&1
+	set -- litmus rooms heap rooms_orders heap_orders
 fi
+for part; do
+	count "$build/$part.out"
+done
+test "$mode" = quick || try_mutants
 echo "$passed passed, $failed failed"
 test "$failed" = 0

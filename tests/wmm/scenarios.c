@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * scenarios.c - owns the scenarios of frees from other CPUs: each pair, and the triples that matter, of
- * allocate, local free, remote free, double free, harvest, arm, queue and drain, release, change of owner.
- * The promises P1 to P7 are in world.c; each scenario says what it adds.
+ * scenarios.c - owns the scenarios of frees from other CPUs: each pair, and the triples that
+ * matter, of allocate, local free, remote free, double free, harvest, arm, queue and drain,
+ * release, change of owner. The promises P1 to P7 are in world.c; each scenario says what it adds.
  *
  * Thread 0 is the owner of page 0 unless said otherwise. A free by another thread is remote.
  */
 #include "world.h"
 
-/* ---- one freer, one owner --------------------------------------------------------------------------------- */
+/* ---- one freer, one owner -------------------------------------------------------------------- */
 
 static void full_2(void)
 {
@@ -94,7 +94,7 @@ static void collect_take(void)
 	take_2();
 }
 
-/* ---- mail of several pages -------------------------------------------------------------------------------- */
+/* ---- mail of several pages ------------------------------------------------------------------- */
 
 static void two_full_pages(void)
 {
@@ -140,7 +140,10 @@ static void free_0_passed_on(void)
 		free_remote(0, 0);
 }
 
-/* Mail of a page with nothing new in it, which is full: it is armed again, and may be mailed again at once. */
+/*
+ * Mail of a page with nothing new in it, which is full: it is armed again, and may be mailed again
+ * at once.
+ */
 static void spurious_mail(void)
 {
 	make_full_page(MINE, 1, 1);
@@ -150,7 +153,7 @@ static void spurious_mail(void)
 	free_remote(1, 0);
 }
 
-/* ---- double frees ----------------------------------------------------------------------------------------- */
+/* ---- double frees ---------------------------------------------------------------------------- */
 
 static void double_2(void)
 {
@@ -229,7 +232,10 @@ static void drain_try_local_1(void)
 	drain(MINE);
 }
 
-/* One CPU frees twice, one after the other: refused at the call, whatever the owner does but issue it. */
+/*
+ * One CPU frees twice, one after the other: refused at the call, whatever the owner does but issue
+ * it.
+ */
 static void free_1_again(void)
 {
 	wmm_assert(try_free_remote(0, 1));
@@ -326,7 +332,7 @@ static void collect_release_if_both_passed_on(void)
 		release(MINE, 0);
 }
 
-/* ---- release, and another life of the descriptor ---------------------------------------------------------- */
+/* ---- release, and another life of the descriptor --------------------------------------------- */
 
 static void collect_release(void)
 {
@@ -341,7 +347,10 @@ static void free_local_collect_release(void)
 	collect_release();
 }
 
-/* Another CPU makes a page of the descriptor, takes the object, so that it is full, and passes it on. */
+/*
+ * Another CPU makes a page of the descriptor, takes the object, so that it is full, and passes it
+ * on.
+ */
 static void live_again(void)
 {
 	if (!is_handed_over(0))
@@ -362,7 +371,7 @@ static void free_0_twice_rightly(void)
 		free_remote(0, 0);
 }
 
-/* ---- change of owner -------------------------------------------------------------------------------------- */
+/* ---- change of owner ------------------------------------------------------------------------- */
 
 static void move_out(void)
 {
@@ -420,7 +429,7 @@ static void move_and_back(void)
 	take(MINE);
 }
 
-/* ---- the bare SCAllocator: the descriptor goes with its page ---------------------------------------------- */
+/* ---- the bare SCAllocator: the descriptor goes with its page --------------------------------- */
 
 static const struct kslab_layout bare_layout = { 8, 8 };
 
@@ -455,7 +464,10 @@ static void bare_free_1(void)
 	bare_free(1);
 }
 
-/* The caller writes all over a page that it got back: with the worst, what looks like an armed page. */
+/*
+ * The caller writes all over a page that it got back: with the worst, what looks like an armed
+ * page.
+ */
 static void bare_give_back(void *ctx, void *page)
 {
 	(void)ctx;
@@ -551,4 +563,23 @@ const struct wmm_scenario scenarios[] = {
 };
 /* clang-format on */
 const unsigned scenario_count = sizeof(scenarios) / sizeof(scenarios[0]);
-const char *const weakened_files[] = { "object_page", "sc_allocator", NULL };
+
+const struct weakened weakened[] = {
+	{ "object_page", NULL, NULL },
+	{ "sc_allocator", NULL, NULL },
+	{ NULL, NULL, NULL },
+};
+
+const struct not_needed not_needed[] = {
+	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_ACQUIRE, "whoever reads IDLE does nothing" },
+	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_RELEASE, "ARMED was stored by the owner itself" },
+	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_FAILURE_RELAXED,
+	  "QUEUED: nothing is done but wait" },
+	{ "kslab_page_free_remote", "CAS_ACQ_REL", WMM_ACQUIRE,
+	  "QUEUED needs no release, the mailbox does" },
+	{ "kslab_page_free_remote", "CAS_ACQ_REL", WMM_FAILURE_RELAXED,
+	  "another mails, or the owner looks" },
+	{ "kslab_page_harvest_word", "STORE_RELEASE", WMM_RELAXED,
+	  "for quiesce: caught at the heap's level" },
+	{ NULL, NULL, 0, NULL },
+};

@@ -1,29 +1,31 @@
 /* SPDX-License-Identifier: MIT
  * wmm.c - owns the weak-memory model checker; see wmm.h.
  *
- * THE MODEL is RC11 (Lahav, Vafeiadis, Kang, Hur, Dreyer 2017) without load buffering, in its operational
- * form. A location is a list of messages in modification order. A thread has a view: for each location the
- * newest message it knows of, and a vector clock. A load may return any message that is not older than the
- * thread's view; a store goes anywhere behind the view, but not between a read-modify-write and what that
- * read; a read-modify-write stands right behind what it read. A release puts the thread's view into the
- * message, a read-modify-write passes on the view of what it read (release sequence), an acquire takes the
- * view over. Sequentially consistent accesses are ordered as they are executed: one of them reads, and writes,
- * nothing older than the newest such write of its location. (Left out are executions where that order
- * contradicts causality through relaxed accesses alone; no order of kslab's could rely on them.)
- * Happens-before is the vector clock. A plain access that conflicts with another access it is not ordered with
- * is a data race.
+ * THE MODEL is RC11 (Lahav, Vafeiadis, Kang, Hur, Dreyer 2017) without load buffering, in its
+ * operational form. A location is a list of messages in modification order. A thread has a view:
+ * for each location the newest message it knows of, and a vector clock. A load may return any
+ * message that is not older than the thread's view; a store goes anywhere behind the view, but not
+ * between a read-modify-write and what that read; a read-modify-write stands right behind what it
+ * read. A release puts the thread's view into the message, a read-modify-write passes on the view
+ * of what it read (release sequence), an acquire takes the view over. Sequentially consistent
+ * accesses are ordered as they are executed: one of them reads, and writes, nothing older than the
+ * newest such write of its location. (A limit of this checker: left out are executions where that
+ * order contradicts causality through relaxed accesses alone.) Happens-before is the vector clock.
+ * A plain access that conflicts with another access it is not ordered with is a data race.
  *
- * THE SEARCH is stateless: run, go back to the last choice that has another side, run again. A choice is a
- * thread and what its next access reads (or, for a store, what it stands behind). Two accesses depend on each
- * other if they are of the same location and one writes, with one exception: a load that has another message
- * to read commutes with a store, unless both are sequentially consistent. So a load is only ever moved behind
- * a store, to read it; that it may as well read something older is a choice of values. Threads are added to a
- * choice by dynamic partial-order reduction with source sets (Abdulla, Aronis, Jonsson, Sagonas 2014), and
- * sleep sets take away what was seen before: no two complete executions have the same modification orders
- * and the same reads, unless several threads store plainly to one location. Nothing is bounded but the length
- * of one execution, which is a failure when it is reached.
+ * THE SEARCH is stateless: run, go back to the last choice that has another side, run again. A
+ * choice is a thread and what its next access reads (or, for a store, what it stands behind). Two
+ * accesses depend on each other if they are of the same location and one writes, with one
+ * exception: a load that has another message to read commutes with a store, unless both are
+ * sequentially consistent. So a load is only ever moved behind a store, to read it; that it may as
+ * well read something older is a choice of values. Threads are added to a choice by dynamic
+ * partial-order reduction with source sets (Abdulla, Aronis, Jonsson, Sagonas 2014), and sleep sets
+ * take away what was seen before: no two complete executions have the same modification orders and
+ * the same reads, unless several threads store plainly to one location. Nothing is bounded but the
+ * length of one execution, which is a failure when it is reached.
  *
- * litmus.c checks this file: known tests with known outcomes, and the reduced against the full search.
+ * litmus.c checks this file: known tests with known outcomes, and the reduced against the full
+ * search.
  */
 #define _GNU_SOURCE
 #include "wmm.h"
@@ -34,10 +36,10 @@
 #include <ucontext.h>
 
 #define LOCATIONS 240u
-#define MESSAGES 1024u	  /* of one execution */
+#define MESSAGES 1024u /* of one execution */
 #define PER_LOCATION 160u /* messages, or accesses, of one location in one execution */
-#define DEPTH 1200u	  /* atomic accesses of one execution */
-#define CHOICES 64u	  /* messages one access can choose from */
+#define DEPTH 1200u /* atomic accesses of one execution */
+#define CHOICES 64u /* messages one access can choose from */
 #define INDEX 1024u
 #define SLEEPERS 200u
 #define STACK_BYTES (128u * 1024)
@@ -55,7 +57,7 @@ struct message {
 	uint64_t value;
 	stamp at;
 	uint16_t event; /* that wrote it, for the reduction */
-	bool is_taken;	/* a read-modify-write stands right behind it */
+	bool is_taken; /* a read-modify-write stands right behind it */
 	bool has_view;
 	struct view view;
 };
@@ -65,9 +67,9 @@ struct location {
 	size_t bytes;
 	unsigned messages, events;
 	uint16_t message[PER_LOCATION]; /* in modification order */
-	uint16_t event[PER_LOCATION];	/* accesses as executed */
-	stamp newest_seq;		/* newest sequentially consistent write */
-	bool is_overwritten;		/* by a plain store */
+	uint16_t event[PER_LOCATION]; /* accesses as executed */
+	stamp newest_seq; /* newest sequentially consistent write */
+	bool is_overwritten; /* by a plain store */
 	/* For the reduction: clocks of all writes, and of sequentially consistent accesses. */
 	uint16_t writes[WMM_THREADS], seq_reads[WMM_THREADS], seq_writes[WMM_THREADS];
 };
@@ -218,7 +220,8 @@ static void meet(struct wmm_site *site)
 	choose_order(site);
 }
 
-void wmm_weaken(const char *function, const char *operation, const char *place, enum wmm_order order)
+void wmm_weaken(const char *function, const char *operation, const char *place,
+		enum wmm_order order)
 {
 	weaker.function = function;
 	weaker.operation = operation;
@@ -228,7 +231,7 @@ void wmm_weaken(const char *function, const char *operation, const char *place, 
 		choose_order(site);
 }
 
-/* ---- memory ----------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static uint64_t memory_get(const volatile void *p, size_t bytes)
 {
@@ -311,7 +314,7 @@ static unsigned index_of(const volatile void *p)
 	return hash;
 }
 
-/* ---- data races ------------------------------------------------------------------------------------------- */
+/* ---- data races ------------------------------------------------------------------------------ */
 
 void wmm_tolerate(const volatile void *p, size_t bytes)
 {
@@ -355,7 +358,7 @@ static void touch(const volatile void *p, size_t bytes, bool writes, bool is_ato
 			if (!is_atomic && writes && s->atomic[0][t] > before)
 				before = s->atomic[0][t];
 			if (before > view->clock[t] && !is_tolerated((uintptr_t)p)) {
-				note(writes ? 'w' : 'r', NULL, p, 0, t);
+				note(writes ? 'w' : 'r', NULL, p, is_atomic, t);
 				wmm_fail("data race");
 			}
 		}
@@ -374,13 +377,15 @@ void wmm_write(const volatile void *p, size_t bytes)
 	if (w.is_running && w.self != MEMORY) {
 		uint16_t slot = w.index[index_of(p)];
 
-		/* Rare: a plain store to what is an atomic otherwise; its value is fetched later. */
+		/*
+		 * Rare: a plain store to what is an atomic otherwise; its value is fetched later.
+		 */
 		if (slot != 0)
 			w.location[slot - 1].is_overwritten = true;
 	}
 }
 
-/* ---- locations and messages ------------------------------------------------------------------------------- */
+/* ---- locations and messages ------------------------------------------------------------------ */
 
 static struct message *new_message(struct location *location, unsigned position, uint64_t value)
 {
@@ -510,9 +515,11 @@ static unsigned choices(unsigned t, stamp key[CHOICES])
 	return n;
 }
 
-/* ---- the reduction ---------------------------------------------------------------------------------------- */
+/* ---- the reduction --------------------------------------------------------------------------- */
 
-/* True if access a of a sleeping thread, with its choice, does not commute with what was just done. */
+/*
+ * True if access a of a sleeping thread, with its choice, does not commute with what was just done.
+ */
 static bool wakes(const struct access *a, stamp key, unsigned location, bool writes, bool is_seq)
 {
 	unsigned position;
@@ -535,7 +542,7 @@ static void order_after(uint16_t to[WMM_THREADS], const uint16_t from[WMM_THREAD
 			to[t] = from[t];
 }
 
-/* ---- doing an access --------------------------------------------------------------------------------------- */
+/* ---- doing an access ------------------------------------------------------------------------- */
 
 static struct message *put(struct thread *thread, const struct access *a, unsigned position,
 			   uint64_t value, const struct message *read)
@@ -563,7 +570,10 @@ static struct message *put(struct thread *thread, const struct access *a, unsign
 	return message;
 }
 
-/* Let thread t do its next access with that choice; w.depth is its number. Return: true if it wrote. */
+/*
+ * Let thread t do its next access with that choice; w.depth is its number. Return: true if it
+ * wrote.
+ */
 static bool perform(unsigned t, stamp key)
 {
 	struct thread *thread = &w.thread[t];
@@ -599,7 +609,8 @@ static bool perform(unsigned t, stamp key)
 	}
 	value &= ~(uint64_t)0 >> (64 - 8 * location->bytes);
 	w.self = t;
-	note("LSU"[writes ? 1 + (a->kind != STORE) : 0], a->site, location->address, message->value, value);
+	note("LSU"[writes ? 1 + (a->kind != STORE) : 0], a -> site, location -> address,
+	     message -> value, value);
 	/* For the reduction: what this access comes after. */
 	if (writes)
 		order_after(thread->clock, location->writes);
@@ -631,7 +642,10 @@ static bool is_before(unsigned a, const uint16_t clock[WMM_THREADS])
 	return a <= clock[w.event[a].thread];
 }
 
-/* Event b came after a on the same location. True if it makes a difference which is first, and b can be. */
+/*
+ * Event b came after a on the same location. True if it makes a difference which is first, and b
+ * can be.
+ */
 static bool is_race(unsigned a, unsigned b, const uint16_t before_b[WMM_THREADS])
 {
 	const struct event *first = &w.event[a], *second = &w.event[b];
@@ -660,7 +674,10 @@ static bool is_race(unsigned a, unsigned b, const uint16_t before_b[WMM_THREADS]
 	return true;
 }
 
-/* See to it that b is tried before a: some thread that can lead there must be wanted where a was chosen. */
+/*
+ * See to it that b is tried before a: some thread that can lead there must be wanted where a was
+ * chosen.
+ */
 static void want_reversal(unsigned a, unsigned b)
 {
 	struct node *node = &w.node[a - 1];
@@ -685,8 +702,9 @@ static void want_reversal(unsigned a, unsigned b)
 	if (first == 0)
 		node->wanted |= node->enabled;
 	else if ((node->wanted & first) == 0)
-		node->wanted |= (uint8_t)(first & (1u << w.event[b].thread) ? 1u << w.event[b].thread :
-										first & (0u - first));
+		node->wanted |=
+			(uint8_t)(first & (1u << w.event[b].thread) ? 1u << w.event[b].thread
+								    : first & (0u - first));
 }
 
 static void look_for_races(unsigned b, const uint16_t before_b[WMM_THREADS])
@@ -698,7 +716,7 @@ static void look_for_races(unsigned b, const uint16_t before_b[WMM_THREADS])
 			want_reversal(location->event[i], b);
 }
 
-/* ---- the search ------------------------------------------------------------------------------------------- */
+/* ---- the search ------------------------------------------------------------------------------ */
 
 static bool is_asleep(const struct node *node, unsigned t, stamp key)
 {
@@ -747,16 +765,16 @@ static bool open_node(struct node *node, unsigned last)
 }
 
 /* After node's access: who still sleeps. */
-static void pass_on_sleep(const struct node *node, struct node *child, unsigned location, bool writes,
-			  bool is_seq)
+static void pass_on_sleep(const struct node *node, struct node *child, unsigned location,
+			  bool writes, bool is_seq)
 {
 	child->sleepers = 0;
 	if (w.options->is_brute)
 		return;
 	for (unsigned i = 0; i < node->sleepers + (unsigned)node->explored_keys; i++) {
-		const struct sleeper *s = i < node->sleepers ?
-						  &node->sleeper[i] :
-						  &node->explored_key[i - node->sleepers];
+		const struct sleeper *s = i < node->sleepers
+						  ? &node->sleeper[i]
+						  : &node->explored_key[i - node->sleepers];
 
 		if (s->thread == node->thread ||
 		    wakes(&w.thread[s->thread].next, s->key, location, writes, is_seq))
@@ -769,7 +787,10 @@ static void pass_on_sleep(const struct node *node, struct node *child, unsigned 
 	}
 }
 
-/* Choose and do one access. Return: the thread that did it, or WMM_THREADS: the execution ends here. */
+/*
+ * Choose and do one access. Return: the thread that did it, or WMM_THREADS: the execution ends
+ * here.
+ */
 static unsigned advance(unsigned last)
 {
 	struct node *node = &w.node[w.depth];
@@ -818,8 +839,12 @@ static bool backtrack(void)
 		}
 		node->explored |= (uint8_t)(1u << node->thread);
 		if (node->wanted & ~node->explored) {
-			/* Which messages the thread may choose from is known again when we are there. */
-			node->thread = (uint8_t)__builtin_ctz(node->wanted & ~(unsigned)node->explored);
+			/*
+			 * Which messages the thread may choose from is known again when we are
+			 * there.
+			 */
+			node->thread =
+				(uint8_t)__builtin_ctz(node->wanted & ~(unsigned)node->explored);
 			node->keys = node->key_at = 0;
 			w.replay = w.depth + 1;
 			return true;
@@ -828,11 +853,11 @@ static bool backtrack(void)
 	return false;
 }
 
-/* ---- threads ---------------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 /*
- * At the last replayed node another thread takes its turn: what it may choose from is known only now.
- * Return: false: nothing that was not done elsewhere.
+ * At the last replayed node another thread takes its turn: what it may choose from is known only
+ * now. Return: false: nothing that was not done elsewhere.
  */
 static bool change_thread(struct node *node)
 {
@@ -920,7 +945,8 @@ void wmm_store(struct wmm_site *site, volatile void *p, size_t bytes, uint64_t v
 		announce(site, p, bytes, &next);
 }
 
-uint64_t wmm_rmw(struct wmm_site *site, volatile void *p, size_t bytes, enum wmm_rmw kind, uint64_t value)
+uint64_t wmm_rmw(struct wmm_site *site, volatile void *p, size_t bytes, enum wmm_rmw kind,
+		 uint64_t value)
 {
 	struct access next = { .kind = RMW, .rmw = kind, .operand = value };
 	uint64_t old;
@@ -938,10 +964,12 @@ uint64_t wmm_rmw(struct wmm_site *site, volatile void *p, size_t bytes, enum wmm
 	return old;
 }
 
-bool wmm_cas(struct wmm_site *site, volatile void *p, size_t bytes, uint64_t *expected, uint64_t value,
-	     enum wmm_order failure)
+bool wmm_cas(struct wmm_site *site, volatile void *p, size_t bytes, uint64_t *expected,
+	     uint64_t value, enum wmm_order failure)
 {
-	struct access next = { .kind = CAS, .operand = value, .expected = *expected, .failure = failure };
+	struct access next = {
+		.kind = CAS, .operand = value, .expected = *expected, .failure = failure
+	};
 	const struct thread *thread;
 
 	if (!w.is_running || w.self == MEMORY) {
@@ -969,7 +997,7 @@ void wmm_await(void)
 	thread->at_least = thread->last_read;
 }
 
-/* ---- executions ------------------------------------------------------------------------------------------- */
+/* ---- executions ------------------------------------------------------------------------------ */
 
 static void reset_thread(struct thread *thread)
 {
@@ -1016,8 +1044,9 @@ static void print_step(const struct step *step)
 	if (step->what == '!') {
 		printf("    T%u: here\n", step->thread);
 	} else if (step->what == 'r' || step->what == 'w') {
-		printf("    T%u: plain %s of %s races with T%u\n", step->thread,
-		       step->what == 'r' ? "load" : "store", name, (unsigned)step->after);
+		printf("    T%u: %s %s of %s races with T%u\n", step->thread,
+		       step->before ? "atomic" : "plain", step->what == 'r' ? "load" : "store",
+		       name, (unsigned)step->after);
 	} else {
 		printf("    T%u: %-24s %-18s %-10s %s", step->thread, step->site->function,
 		       step->site->operation, wmm_order_name(step->site->in_use), name);
@@ -1044,7 +1073,8 @@ static void prepare(const struct wmm_scenario *scenario, const struct wmm_option
 	w.scenario = scenario;
 	w.options = options;
 	memset(&w.result, 0, sizeof(w.result));
-	for (w.threads = 0; w.threads < WMM_THREADS && scenario->thread[w.threads] != NULL; w.threads++)
+	for (w.threads = 0; w.threads < WMM_THREADS && scenario->thread[w.threads] != NULL;
+	     w.threads++)
 		if (w.thread[w.threads].stack == NULL)
 			w.thread[w.threads].stack = malloc(STACK_BYTES);
 	w.shadow = calloc(options->world_bytes, sizeof(*w.shadow));
@@ -1060,7 +1090,8 @@ static void prepare(const struct wmm_scenario *scenario, const struct wmm_option
 	w.node[0].sleepers = 0;
 }
 
-struct wmm_result wmm_explore(const struct wmm_scenario *scenario, const struct wmm_options *options)
+struct wmm_result wmm_explore(const struct wmm_scenario *scenario,
+			      const struct wmm_options *options)
 {
 	prepare(scenario, options);
 	do {

@@ -19,14 +19,14 @@ enum wmm_order {
 	WMM_RELEASE,
 	WMM_ACQ_REL,
 	WMM_SEQ,
-	WMM_FAILURE_RELAXED, /* of a compare and exchange, for wmm_weaken(): relaxed when it fails */
+	WMM_FAILURE_RELAXED, /* for wmm_weaken(): a compare and exchange, relaxed if it fails */
 };
 
 /* An atomic access in the source. Made by wmm_atomics.h, one object for each. */
 struct wmm_site {
 	const char *file, *function, *operation, *place;
-	enum wmm_order order;	/* as written */
-	enum wmm_order in_use;	/* as checked: weaker in a mutant */
+	enum wmm_order order; /* as written */
+	enum wmm_order in_use; /* as checked: weaker in a mutant */
 	bool is_known;
 	uint64_t hits;
 	struct wmm_site *next;
@@ -39,7 +39,9 @@ uint64_t wmm_load(struct wmm_site *site, const volatile void *p, size_t bytes);
 void wmm_store(struct wmm_site *site, volatile void *p, size_t bytes, uint64_t value);
 uint64_t wmm_rmw(struct wmm_site *site, volatile void *p, size_t bytes, enum wmm_rmw kind,
 		 uint64_t value);
-/* True: stored. False: *expected is what was read instead. A failure is a load, relaxed or acquire. */
+/*
+ * True: stored. False: *expected is what was read instead. A failure is a load, relaxed or acquire.
+ */
 bool wmm_cas(struct wmm_site *site, volatile void *p, size_t bytes, uint64_t *expected,
 	     uint64_t value, enum wmm_order failure);
 
@@ -55,10 +57,10 @@ void wmm_await(void);
 
 /* Fail this execution; from a thread it does not return. */
 void wmm_fail(const char *what);
-#define wmm_assert(c)                         \
-	do {                                  \
-		if (!(c))                     \
-			wmm_fail("not " #c); \
+#define wmm_assert(c)                                                                              \
+	do {                                                                                       \
+		if (!(c))                                                                          \
+			wmm_fail("not " #c);                                                       \
 	} while (0)
 
 /* True once this execution has failed. */
@@ -68,9 +70,9 @@ bool wmm_has_failed(void);
 unsigned wmm_self(void);
 
 /*
- * setup() runs once, on zeroed memory [world, world + bytes); what it leaves there is put back before each
- * execution. Everything that threads change MUST lie there. check() runs after each complete execution, when
- * all is visible.
+ * setup() runs once, on zeroed memory [world, world + bytes); what it leaves there is put back
+ * before each execution. Everything that threads change MUST lie there. check() runs after each
+ * complete execution, when all is visible.
  */
 struct wmm_scenario {
 	const char *name, *promise;
@@ -78,23 +80,23 @@ struct wmm_scenario {
 	void (*thread[WMM_THREADS])(void);
 	void (*check)(void);
 	bool is_quick; /* part of the quick run */
-	void *world;   /* for the caller: what goes into the options */
+	void *world; /* for the caller: what goes into the options */
 	size_t world_bytes;
 };
 
 struct wmm_result {
-	const char *bug;	/* NULL: none found */
-	uint64_t executions;	/* complete ones, all different */
-	uint64_t blocked;	/* begun, and given up: they lead nowhere new */
-	uint64_t steps;		/* atomic accesses */
-	unsigned longest;	/* atomic accesses of one execution */
-	bool is_bounded;	/* the limit was hit: not all executions were seen */
+	const char *bug; /* NULL: none found */
+	uint64_t executions; /* complete ones, all different */
+	uint64_t blocked; /* begun, and given up: they lead nowhere new */
+	uint64_t steps; /* atomic accesses */
+	unsigned longest; /* atomic accesses of one execution */
+	bool is_bounded; /* the limit was hit: not all executions were seen */
 };
 
 struct wmm_options {
-	bool is_brute;	    /* no reduction: to check the checker */
-	bool is_verbose;    /* print the execution that fails */
-	uint64_t limit;	    /* executions, 0: none */
+	bool is_brute; /* no reduction: to check the checker */
+	bool is_verbose; /* print the execution that fails */
+	uint64_t limit; /* executions, 0: none */
 	void (*name)(const volatile void *p, char *out, size_t bytes); /* what an address is */
 	void *world;
 	size_t world_bytes;

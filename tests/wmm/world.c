@@ -3,12 +3,13 @@
  *
  *  P1  no object is handed out while it is live (at the step, and as a data race of its contents);
  *  P2  a right free is never refused;
- *  P3  of n frees of one object n - 1 are refused at the call or found late (owner.late), unless the object was
- *      issued again in between, or its page released (row 31 of the list of misuses: undecidable; counted);
- *  P4  a remote bit that is set when all is quiet can be reached: its page is in its owner's mailbox, or not on
- *      the full list, so that its owner looks at it before it asks for pages;
- *  P5  a page is in the mailbox of its owner, once, if and only if it is QUEUED; a released page is in none;
- *  P6  no page is released with a live object; every conflicting plain access is ordered (race detector);
+ *  P3  of n frees of one object n - 1 are refused at the call or found late (owner.late), unless the
+ *      object was issued again in between, or its page released (undecidable, and counted);
+ *  P4  a remote bit that is set when all is quiet can be reached: its page is in its owner's
+ *      mailbox, or not on the full list, so that its owner looks at it before it asks for pages;
+ *  P5  a page is in the mailbox of its owner, once, if and only if it is QUEUED; a released page is
+ *      in none;
+ *  P6  no page is released with a live object; every conflicting plain access is ordered;
  *  P7  when all mail is taken in, lists, counts and bits agree, and objects taken - freed = live.
  */
 #include "world.h"
@@ -173,7 +174,7 @@ bool is_handed_over(unsigned i)
 	return KSLAB_LOAD_ACQUIRE(&world.handover[i]) != 0;
 }
 
-/* ---- when all is quiet ------------------------------------------------------------------------------------ */
+/* ---- when all is quiet ----------------------------------------------------------------------- */
 
 static bool is_here(unsigned p)
 {
@@ -241,7 +242,10 @@ static void check_counts(void)
 				wrong = frees - 1;
 			int effects = taken - is_live;
 
-			/* Every free had an effect, was found late, or came after the page had gone. */
+			/*
+			 * Every free had an effect, was found late, or came after the page had
+			 * gone.
+			 */
 			if (wrong != 0 && world.is_released[p] && frees - effects > late &&
 			    world.has_window) {
 				tally.window++;
@@ -257,8 +261,8 @@ static void check_counts(void)
 		}
 	}
 	if (late != 0)
-		wmm_fail(late < 0 ? "a double free was found by nobody" :
-				    "a right free was called a double free");
+		wmm_fail(late < 0 ? "a double free was found by nobody"
+				  : "a right free was called a double free");
 }
 
 void check_world(void)
@@ -288,7 +292,7 @@ void check_world(void)
 	check_counts();
 }
 
-/* ---- names ------------------------------------------------------------------------------------------------ */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 void name_world(const volatile void *address, char *out, size_t bytes)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * world.h - owns what the scenarios of the page and class rooms act on: owners, tiny pages, objects, and
- * what is known of them (who holds what), with the promises that are checked at every step and at the end.
+ * world.h - owns what the scenarios of the page and class rooms act on: owners, tiny pages,
+ * objects, and what is known of them (who holds what), with the promises that are checked at every
+ * step and at the end.
  */
 #ifndef KSLAB_TESTS_WORLD_H
 #define KSLAB_TESTS_WORLD_H
@@ -33,15 +34,15 @@ struct world {
 
 	/* What is known. Each thread counts for itself, so that no order of steps matters. */
 	struct {
-		uint8_t is_live;	       /* in somebody's hands: by the executions' order, and */
-		uint8_t taken[WMM_THREADS + 1];   /* how often it was issued */
-		uint8_t freed[WMM_THREADS + 1];   /* frees that were accepted */
+		uint8_t is_live; /* in somebody's hands: by the executions' order, and */
+		uint8_t taken[WMM_THREADS + 1]; /* how often it was issued */
+		uint8_t freed[WMM_THREADS + 1]; /* frees that were accepted */
 		uint8_t refused[WMM_THREADS + 1]; /* frees that were refused */
 	} known[PAGES][SLOTS];
 	uint8_t is_released[PAGES];
 	uint8_t has_double_free; /* the scenario frees something twice: counts are judged by it */
-	uint8_t has_window;	 /* ... and may issue it in between: row 31 */
-	uint8_t was_refused;	 /* a page could not be released or moved: it was QUEUED */
+	uint8_t has_window; /* ... and may issue it in between: row 31 */
+	uint8_t was_refused; /* a page could not be released or moved: it was QUEUED */
 };
 
 extern struct world world;
