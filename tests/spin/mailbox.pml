@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT
- * mailbox.pml - owns the Spin model of frees from other CPUs: remote bits, arming, the mailbox, pages that change
- * hands. Sequentially consistent: what weak memory adds is checked by tests/wmm, on the source itself. Spin adds
- * longer histories: loops of take, free, drain and move, in any order.
+ * mailbox.pml - owns the Spin model of frees from other CPUs: remote bits, arming, the mailbox,
+ * pages that change hands. Sequentially consistent: what weak memory adds is checked by tests/wmm,
+ * on the source itself. Spin adds longer histories: take, free, drain and move in any order.
  *
- * CPU 0 owns zone 0; zone 1 is limbo, operated under the lock by CPU 0 (moves) and CPU 1 (tends it). Two CPUs
- * free. Each access to shared memory is one step, as in the source; atomic { } is one atomic operation, with
- * what the model only counts.
+ * CPU 0 owns zone 0; zone 1 is limbo, operated under the lock by CPU 0 (moves) and CPU 1 (tends
+ * it). Two CPUs free. Each access to shared memory is one step, as in the source; atomic { } is one
+ * atomic operation, with what the model only counts.
  *
- * Promises: I1 a slot is free at most once; conservation: bits set = bits harvested + bits pending, at every
- * step; when all is quiet, each pending bit is in a page that its owner will look at: in its mailbox, or not
- * full; a page is in at most one mailbox, that of its owner, and only if QUEUED.
+ * Promises: I1 a slot is free at most once; conservation: bits set = bits harvested + bits pending,
+ * at every step; when all is quiet, each pending bit is in a page that its owner will look at: in
+ * its mailbox, or not full; a page is in at most one mailbox, its owner's, and only if QUEUED.
  *
- * Seeded faults, each of which Spin must find: NO_RECHECK, OVER_ARM, STALE_OWNER, PLAIN_DISARM, CLEAR_ALL,
- * PLAIN_QUEUE (see below); run.sh runs them all.
+ * Seeded faults, each of which Spin must find: NO_RECHECK, OVER_ARM, STALE_OWNER, PLAIN_DISARM,
+ * CLEAR_ALL, PLAIN_QUEUE (see below); run.sh runs them all. OWNER_STEPS and FREES bound the run.
  */
 #define PAGES 2
 #define ALL 3 /* two slots; page 1 has only one: its other bit is never set */

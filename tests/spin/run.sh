@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# run.sh - owns the runs of mailbox.pml: all of its states without a fault, then each seeded fault, which Spin must
-# find. Runs: run.sh [quick] from anywhere; needs spin and gcc. BUILD (default build/ at the top level), CC.
+# run.sh - owns the runs of mailbox.pml: all of its states without a fault, then each seeded fault,
+# which Spin must find. Runs: run.sh [quick] from anywhere; needs spin and a C compiler.
+# BUILD (default build/ at the top level), CC.
 # The last line is "N passed, N failed".
 set -u
 
@@ -18,12 +19,12 @@ command -v spin >/dev/null || {
 	exit 1
 }
 
-# verify NAME STEPS FREES [FAULT]: builds and runs a verifier, leaves its report in $build/NAME/report
+# verify NAME STEPS FREES [FAULT]: builds and runs a verifier; its report is $build/NAME/report
 verify() {
 	dir=$build/$1
 	rm -rf "$dir" && mkdir -p "$dir" && cd "$dir" || return 1
 	spin -a "-DOWNER_STEPS=$2" "-DFREES=$3" ${4:+"-D$4"} "$here/mailbox.pml" >report 2>&1 &&
-		$cc -O2 -w -DSAFETY -DCOLLAPSE -DVECTORSZ=256 -DMEMLIM=3000 -o pan pan.c >>report 2>&1 &&
+		$cc -O2 -w -DSAFETY -DCOLLAPSE -DMEMLIM=3000 -o pan pan.c >>report 2>&1 &&
 		./pan -m100000 -n >report 2>&1
 }
 
@@ -33,7 +34,8 @@ value() {
 
 sound() {
 	verify "$1" "$2" "$3"
-	if grep -q 'errors: 0' "$build/$1/report" && ! grep -qi 'search not completed\|max search depth' "$build/$1/report"; then
+	if grep -q 'errors: 0' "$build/$1/report" &&
+		! grep -qi 'search not completed\|max search depth' "$build/$1/report"; then
 		printf '  %-14s %10s states, %s\n' "$1" "$(value "$1" 'states, stored')" "no error"
 		passed=$((passed + 1))
 	else
@@ -45,7 +47,8 @@ sound() {
 fault() {
 	verify "$1" "$2" "$3" "$1"
 	if grep -q 'errors: [1-9]' "$build/$1/report"; then
-		printf '  %-14s found: %s\n' "$1" "$(sed -n 's/^pan:[0-9]*: \(.*\) (at depth.*/\1/p' "$build/$1/report" | head -n 1)"
+		what=$(sed -n "s/^pan:[0-9]*: \(.*\) (at depth.*/\1/p" "$build/$1/report")
+		printf '  %-14s found: %s\n' "$1" "$what"
 		passed=$((passed + 1)) found=$((found + 1))
 	else
 		printf '  %-14s NOT FOUND, see %s\n' "$1" "$build/$1/report"

@@ -60,8 +60,8 @@ static bool run(const struct wmm_scenario *scenario)
 
 static void run_scenarios(const char *name, unsigned *passed, unsigned *failed)
 {
-	printf("All executions of the scenarios; in how many: mail is left at the end, a double free is\n"
-	       "found late, it is undecidable, a page is released, a release or move is refused\n");
+	printf("All executions of the scenarios; how often mail is left, a double free is found\n"
+	       "late, or is undecidable, a page is released, a release or move is refused\n");
 	printf("  %-21s %9s %8s %4s %7s %7s %6s %6s %6s %6s\n", "", "execs", "given up", "ops",
 	       "seconds", "mail", "late", "window", "freed", "refus");
 	for (unsigned i = 0; i < scenario_count; i++)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # mutate.awk - owns one edit of a mutant: FUNCTION=F OLD=TEXT NEW=TEXT awk -f mutate.awk FILE
-# In the definition of F (from its head to the closing brace in column 1) replaces OLD by NEW; OLD must
-# be there exactly once, or the exit status is 1.
+# In the definition of F (from its head to the closing brace in column 1) replaces OLD by NEW; OLD
+# must be there exactly once, or the exit status is 1.
 BEGIN {
 	old = ENVIRON["OLD"]
 	new = ENVIRON["NEW"]

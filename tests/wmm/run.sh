@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# run.sh - owns the model checks of the frees from other CPUs: builds tests/wmm with the real source,
-# runs all scenarios, weakens every memory order and seeds every fault of mutants.txt, one at a time.
+# run.sh - owns the model checks of the frees from other CPUs: builds tests/wmm with the real
+# source, runs all scenarios, weakens every memory order and seeds every fault of mutants.txt.
 # Runs: run.sh [quick] from anywhere. quick: the short scenarios, no mutants, under 30 seconds.
 # BUILD (default build/ at the top level), CC (gcc or clang), JOBS.
 # The last line is "N passed, N failed".

@@ -325,6 +325,16 @@ static void try_0_pass_on_1(void)
 	hand_over(1);
 }
 
+static void collect_note_if_both_passed_on(void)
+{
+	collect(MINE);
+	if (is_handed_over(0) && is_handed_over(1)) {
+		collect(MINE);
+		wmm_assert(world.known[0][0].freed[1] + world.known[0][0].freed[2] ==
+			   1 + world.owner[MINE].late_count);
+	}
+}
+
 static void collect_release_if_both_passed_on(void)
 {
 	collect(MINE);
@@ -535,6 +545,7 @@ const struct wmm_scenario scenarios[] = {
 	{ "in order: twice", "two CPUs, one after the other", double_2, { drain_collect, free_1_pass_on, refused_1 }, check_world, 1, WORLD },
 	{ "in order: local last", "", double_2, { drain_refused_local_1, free_1_pass_on }, check_world, 1, WORLD },
 	{ "in order: local first", "", double_2, { free_local_1_pass_on, refused_1 }, check_world, 1, WORLD },
+	{ "in order: both, noted", "a double free before a collect is found", double_1, { collect_note_if_both_passed_on, try_0_pass_on_0, try_0_pass_on_1 }, check_world, 1, WORLD },
 	{ "in order: both, gone", "a double free before the release is found", double_1, { collect_release_if_both_passed_on, try_0_pass_on_0, try_0_pass_on_1 }, check_world, 1, WORLD },
 	{ "double free", "two CPUs free one object; harvest", double_2, { drain_collect, try_1, try_1 }, check_world, 1, WORLD },
 	{ "double free, issue", "the word is issued from, the slot is not", double_2, { free_local_take_1, try_1, try_1 }, check_world, 0, WORLD },

@@ -3,8 +3,8 @@
  *
  *  P1  no object is handed out while it is live (at the step, and as a data race of its contents);
  *  P2  a right free is never refused;
- *  P3  of n frees of one object n - 1 are refused at the call or found late (owner.late), unless the
- *      object was issued again in between, or its page released (undecidable, and counted);
+ *  P3  of n frees of one object n - 1 are refused at the call or found late (owner.late), unless
+ *      the object was issued again in between, or its page released (undecidable, and counted);
  *  P4  a remote bit that is set when all is quiet can be reached: its page is in its owner's
  *      mailbox, or not on the full list, so that its owner looks at it before it asks for pages;
  *  P5  a page is in the mailbox of its owner, once, if and only if it is QUEUED; a released page is
