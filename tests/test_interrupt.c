@@ -981,20 +981,33 @@ static void storm_signal(int number)
 	errno = saved;
 }
 
-static void start_timers(timer_t timers[RANKS - 1])
-{
-	static const long periods[] = { 29000, 37000, 43000, 53000 }; /* ns: beats of all phases */
+/* Periods in ns: beats of all phases. */
+static const long storm_periods[RANKS - 1] = { 29000, 37000, 43000, 53000 };
+static timer_t storm_timers[2][RANKS - 1];
+static size_t storm_steps[2]; /* of the task of each thread: it must get on */
 
+/* Let the signals of a thread come at `slower` times their periods; 0: no more. */
+static void pace_storm(unsigned cpu, double slower)
+{
 	for (unsigned i = 0; i < RANKS - 1; i++) {
-		struct itimerspec time = { { 0, periods[i] }, { 0, periods[i] } };
+		long period = (long)((double)storm_periods[i] * slower);
+		struct itimerspec time = { { 0, period }, { 0, period } };
+
+		if (timer_settime(storm_timers[cpu][i], 0, &time, NULL) != 0)
+			__atomic_fetch_add(&storm_damage, 1, __ATOMIC_RELAXED);
+	}
+}
+
+static void create_timers(unsigned cpu)
+{
+	for (unsigned i = 0; i < RANKS - 1; i++) {
 		struct sigevent event;
 
 		memset(&event, 0, sizeof(event));
 		event.sigev_notify = SIGEV_THREAD_ID;
 		event.sigev_signo = SIGRTMIN + (int)i;
 		event.sigev_notify_thread_id = gettid();
-		if (timer_create(CLOCK_MONOTONIC, &event, &timers[i]) != 0 ||
-		    timer_settime(timers[i], 0, &time, NULL) != 0)
+		if (timer_create(CLOCK_MONOTONIC, &event, &storm_timers[cpu][i]) != 0)
 			__atomic_fetch_add(&storm_damage, 1, __ATOMIC_RELAXED);
 	}
 }
@@ -1002,15 +1015,15 @@ static void start_timers(timer_t timers[RANKS - 1])
 static void *storm_thread(void *arg)
 {
 	unsigned cpu = (unsigned)(uintptr_t)arg;
-	timer_t timers[RANKS - 1];
 	struct timespec used;
 	sigset_t all;
 
 	fake_cpu = cpu;
 	depth = 0;
-	start_timers(timers);
+	create_timers(cpu);
 	for (unsigned step = 0; !__atomic_load_n(&stop_storm, __ATOMIC_RELAXED); step++) {
 		storm_step(&contexts[cpu][0], 0);
+		__atomic_store_n(&storm_steps[cpu], step + 1, __ATOMIC_RELEASE);
 		if (step % 256 == 0)
 			kslab_heap_idle(&t.heap);
 		if (step % 4096 == 0)
@@ -1018,13 +1031,46 @@ static void *storm_thread(void *arg)
 	}
 	sigemptyset(&all);
 	for (int i = 0; i < (int)RANKS - 1; i++) {
-		timer_delete(timers[i]);
+		timer_delete(storm_timers[cpu][i]);
 		sigaddset(&all, SIGRTMIN + i);
 	}
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
 	cpu_seconds[cpu] = (double)used.tv_sec + (double)used.tv_nsec / 1e9;
 	pthread_sigmask(SIG_BLOCK, &all, NULL); /* what is pending dies with the thread */
 	return NULL;
+}
+
+/*
+ * The storm, for so many seconds. A machine whose signals take longer than their periods would run
+ * handlers only: where the task of a thread stands still its signals are slowed down, and that is
+ * said.
+ */
+static void let_it_storm(double seconds)
+{
+	const unsigned tick = 20000; /* us */
+	const size_t enough = 50; /* steps of the task in a tick */
+	double slower[2] = { 1, 1 };
+	size_t before[2] = { 0, 0 };
+
+	for (unsigned cpu = 0; cpu < 2; cpu++) {
+		while (__atomic_load_n(&storm_steps[cpu], __ATOMIC_ACQUIRE) == 0)
+			usleep(100);
+		pace_storm(cpu, 1);
+	}
+	for (double past = 0; past < seconds; past += tick / 1e6) {
+		usleep(tick);
+		for (unsigned cpu = 0; cpu < 2; cpu++) {
+			size_t now = __atomic_load_n(&storm_steps[cpu], __ATOMIC_RELAXED);
+
+			if (now - before[cpu] < enough)
+				pace_storm(cpu, slower[cpu] *= 1.25);
+			before[cpu] = now;
+		}
+	}
+	__atomic_store_n(&stop_storm, 1, __ATOMIC_RELAXED);
+	pace_storm(0, 0);
+	pace_storm(1, 0);
+	print_message("# periods 29 to 53 us, times %.2f and %.2f\n", slower[0], slower[1]);
 }
 
 static void install_handlers(void)
@@ -1065,14 +1111,14 @@ static void signals_at_every_rate_and_depth_break_nothing(void **state)
 		contexts[i / RANKS][i % RANKS].random.state = testing_random_next(&random);
 	storm_faults = storm_damage = 0;
 	storm_what = NULL;
+	storm_steps[0] = storm_steps[1] = 0;
 	stop_storm = 0;
 	install_handlers();
 	fake_mask = mask_signals;
 	fake_yields = 1;
 	for (uintptr_t i = 0; i < 2; i++)
 		assert_int_equal(pthread_create(&threads[i], NULL, storm_thread, (void *)i), 0);
-	usleep((useconds_t)(seconds * 1e6));
-	__atomic_store_n(&stop_storm, 1, __ATOMIC_RELAXED);
+	let_it_storm(seconds);
 	for (unsigned i = 0; i < 2; i++)
 		assert_int_equal(pthread_join(threads[i], NULL), 0);
 	fake_mask = NULL;
