@@ -223,7 +223,7 @@ static void take_4(void)
 
 static void go_offline(void)
 {
-	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	wmm_assert(kslab_heap_cpu_offline(HEAP, heap_cpu()) == KSLAB_OK);
 }
 
 static void go_offline_pass_on(void)
@@ -304,6 +304,27 @@ static void give_1_quiesce(void)
 	}
 }
 
+/* Compared plainly by everybody's collect (kslab_zone_sc) while it is published. */
+static void tolerate_limbo(void)
+{
+	wmm_tolerate(&HEAP->limbo, sizeof(HEAP->limbo));
+}
+
+static void no_limbo(void)
+{
+	start_heap(64);
+	limit_sources(32);
+	tolerate_limbo();
+}
+
+static void cpu1_full_no_limbo(void)
+{
+	start_heap(64);
+	fill(1, 0, 2);
+	limit_sources(32);
+	tolerate_limbo();
+}
+
 /* A CPU comes online while another looks at all zones. */
 static void cpu2_not_yet(void)
 {
@@ -313,15 +334,7 @@ static void cpu2_not_yet(void)
 	HEAP->parked[2] = NULL;
 	setup_cpu = 0;
 	limit_sources(32);
-}
-
-static void cpu1_full_no_limbo(void)
-{
-	start_heap(64);
-	fill(1, 0, 2);
-	limit_sources(32);
-	/* Compared plainly by everybody's collect (kslab_zone_sc) while it is published. */
-	wmm_tolerate(&HEAP->limbo, sizeof(HEAP->limbo));
+	tolerate_limbo();
 }
 
 static void quiesce(void)
@@ -331,8 +344,45 @@ static void quiesce(void)
 
 static void come_online(void)
 {
-	if (heap_cpu() == 2)
-		wmm_assert(kslab_heap_cpu_online(HEAP, 2) == KSLAB_OK);
+	wmm_assert(kslab_heap_cpu_online(HEAP, heap_cpu()) == KSLAB_OK);
+}
+
+static void come_and_go(void)
+{
+	come_online();
+	go_offline();
+}
+
+/* An object of a page that is in no mail: nobody but CPU 2 takes it in. */
+static void cpu2_current(void)
+{
+	start_heap(64);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	wmm_assert(kslab_heap_cpu_online(HEAP, 1) == KSLAB_OK);
+	setup_cpu = 2;
+	wmm_assert(take(0));
+	setup_cpu = 0;
+	limit_sources(0);
+}
+
+static void give_0_go(void)
+{
+	give(0);
+	pass_on(0);
+	go_offline();
+}
+
+static void give_0_go_and_come(void)
+{
+	give_0_go();
+	come_online();
+}
+
+static void is_not_quiet(void)
+{
+	if (is_passed_on(0))
+		wmm_assert(!kslab_heap_quiesce(HEAP));
 }
 
 /* ---- double free ----------------------------------------------------------------------------- */
@@ -481,6 +531,10 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: quiesce", "yes means nothing freed before is pending", cpu0_full, { idle, give_0, give_1_quiesce }, check_heap, 0, WORLD },
 	{ "heap: quiesce, gone", "a CPU goes offline meanwhile, and makes limbo", cpu1_full_no_limbo, { quiesce, go_offline }, check_heap, 1, WORLD },
 	{ "heap: online", "a fresh zone, while others look at all", cpu2_not_yet, { quiesce, give_0, come_online }, check_heap, 0, WORLD },
+	{ "heap: come and go", "a fresh zone that is parked at once", cpu2_not_yet, { quiesce, nothing, come_and_go }, check_heap, 0, WORLD },
+	{ "heap: quiesce, goes", "a free is not forgotten when its CPU goes", cpu2_current, { is_not_quiet, give_0_go }, check_heap, 0, WORLD },
+	{ "heap: quiesce, back", "... and comes back", cpu2_current, { is_not_quiet, give_0_go_and_come }, check_heap, 0, WORLD },
+	{ "heap: two go", "both make limbo", no_limbo, { nothing, go_offline, go_offline }, check_heap, 0, WORLD },
 };
 /* clang-format on */
 const unsigned scenario_count = sizeof(scenarios) / sizeof(scenarios[0]);
