@@ -143,7 +143,7 @@ static const char *check_bits(const struct kslab_sc *sc, const struct kslab_page
 	}
 	/* I4 */
 	if ((page->state == KSLAB_PAGE_EMPTY && has_live) || (page->state == KSLAB_PAGE_FULL && has_free) ||
-	    (page->state == KSLAB_PAGE_PARTIAL && !(has_free && has_live)))
+	    (page->state == KSLAB_PAGE_PARTIAL && !has_live))
 		return "corrupt metadata: the bits of a page contradict its list";
 	return NULL;
 }

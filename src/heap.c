@@ -39,7 +39,8 @@
  * I2  `avail` is nonzero only in the current word of a current page.
  * I3  Bits of `freed` past the last slot are always set, so "all ones" means "no live slot in this word".
  * I4  A page is in exactly the list that its state names; CURRENT pages are in none. FULL pages, and only they,
- *     have KSLAB_TAG_FULL in their owner. Counts of a class are the lengths of its lists.
+ *     have KSLAB_TAG_FULL in their owner. PARTIAL pages have live objects; whether they have a free slot shows
+ *     at their turn. Counts of a class are the lengths of its lists.
  * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's CPU writes it; an
  *     interrupt leaves it as it found it.
  * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED, QUEUED, or about
@@ -401,15 +402,26 @@ void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone
 	}
 }
 
+/* Pages to give back, by retention or by request. */
+KSLAB_INLINE bool has_surplus(const struct kslab_heap *heap, const struct kslab_zone *zone)
+{
+	return zone->owner.empty_run > KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
+	       zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+}
+
+/* Whoever leaves the zone has more to do than to leave. */
+KSLAB_INLINE bool has_work(const struct kslab_heap *heap, const struct kslab_zone *zone)
+{
+	return zone->owner.late != 0 || zone->owner.corrupt != NULL || has_surplus(heap, zone);
+}
+
 void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller)
 {
-	bool has_work = zone->owner.empty_run >
-				KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
-			zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	bool surplus = has_surplus(heap, zone);
 	unsigned level = zone->level;
 
 	kslab_zone_leave_reporting(heap, zone, caller);
-	if (KSLAB_UNLIKELY(has_work))
+	if (KSLAB_UNLIKELY(surplus))
 		trim(heap, level);
 }
 
@@ -563,6 +575,7 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		struct kslab_zone *zone;
 		struct kslab_sc *sc;
 		struct kslab_page *page;
+		bool has_more;
 		void *object;
 
 		KSLAB_PORT_PIN();
@@ -594,6 +607,7 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		    kslab_limbo_adopt(heap, zone, request->cls))
 			object = kslab_sc_next(&zone->owner, sc);
 		pages_so_far = sc->pages;
+		has_more = kslab_sc_has_more(sc);
 		kslab_heap_leave(heap, zone, request->caller);
 		if (object != NULL)
 			return object;
@@ -604,6 +618,8 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 				return object;
 			continue;
 		}
+		if (has_more)
+			continue;
 		if (relieved || !kslab_heap_relieve(heap))
 			return kslab_heap_fail(heap, reason);
 		relieved = true;
@@ -670,6 +686,8 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	object = kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
 	if (object == NULL)
 		object = kslab_sc_next_word(&zone->owner, sc);
+	if (KSLAB_UNLIKELY(object == NULL) && sc->page != NULL)
+		object = kslab_sc_next(&zone->owner, sc);
 	zone->counters.slow_allocs++;
 	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
 		kslab_zone_leave_reporting(heap, zone, caller);
@@ -850,8 +868,27 @@ static void count_remote(struct kslab_heap *heap, struct kslab_zone *zone, size_
 		KSLAB_FETCH_ADD_RELAXED(&heap->zoneless_frees, n);
 }
 
-KSLAB_INLINE bool set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
-			   struct kslab_retiring *retiring, const void *caller)
+/* Inside a zone of this CPU, or NULL. Return: false: it was free. */
+KSLAB_INLINE bool free_to_other(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
+				uint32_t index)
+{
+	/* Counted before it is done: kslab_quiesce never sees a harvest without its free. */
+	count_remote(heap, zone, 1);
+	switch (kslab_page_free_remote(page, index)) {
+	case KSLAB_REMOTE_DOUBLE:
+		count_remote(heap, zone, ~(size_t)0);
+		return false;
+	case KSLAB_REMOTE_MAILED:
+		if (zone != NULL)
+			zone->counters.mails++;
+		return true;
+	default:
+		return true;
+	}
+}
+
+static bool set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
+		     struct kslab_retiring *retiring, const void *caller)
 {
 	struct kslab_zone *zone;
 	bool freed;
@@ -866,21 +903,7 @@ KSLAB_INLINE bool set_free(struct kslab_heap *heap, struct kslab_page *page, uin
 			retire_if_unused(&zone->owner, page);
 		zone->counters.slow_frees++;
 	} else {
-		/* Counted before it is done: kslab_quiesce never sees a harvest without its free. */
-		count_remote(heap, zone, 1);
-		switch (kslab_page_free_remote(page, index)) {
-		case KSLAB_REMOTE_DOUBLE:
-			count_remote(heap, zone, ~(size_t)0);
-			freed = false;
-			break;
-		case KSLAB_REMOTE_MAILED:
-			if (zone != NULL)
-				zone->counters.mails++;
-			freed = true;
-			break;
-		default:
-			freed = true;
-		}
+		freed = free_to_other(heap, zone, page, index);
 	}
 	if (zone != NULL)
 		kslab_heap_leave(heap, zone, caller);
@@ -926,8 +949,45 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 		kslab_heap_fault_pointer(heap, p, cache, caller);
 }
 
+/*
+ * The middle path: plain objects of another CPU's pages, and of our own full ones. Everything else is left to
+ * kslab_heap_free_slow, as is the verdict where one is due.
+ */
 KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
 {
+	uintptr_t address = (uintptr_t)p, owner;
+	struct kslab_page *page = kslab_page_map_find(&heap->map, address);
+	struct kslab_zone *zone;
+	uint32_t index;
+	bool freed;
+
+	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
+	index = kslab_page_index(page, address);
+	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
+		goto slow;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
+		KSLAB_PORT_UNPIN();
+		goto slow;
+	}
+	kslab_zone_enter(zone);
+	if (kslab_page_owner(page) == &zone->owner) {
+		freed = kslab_sc_free_local(&zone->owner, page, index);
+		zone->counters.slow_frees++;
+	} else {
+		freed = free_to_other(heap, zone, page, index);
+	}
+	if (KSLAB_UNLIKELY(has_work(heap, zone))) {
+		kslab_heap_leave(heap, zone, caller);
+	} else {
+		kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
+	}
+	if (KSLAB_UNLIKELY(!freed))
+		kslab_heap_fault_pointer(heap, p, NULL, caller);
+	return;
+slow:
 	kslab_heap_free_slow(heap, p, NULL, caller);
 }
 

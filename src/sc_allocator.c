@@ -106,9 +106,26 @@ void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page)
 	}
 }
 
+/*
+ * The current page is used up. While others wait it goes behind them as it is, neither full nor armed: by its
+ * next turn something was freed into it, in the common case. If nothing was, it becomes full then.
+ */
+static void set_aside(struct kslab_sc *sc)
+{
+	struct kslab_page *page = sc->page;
+
+	page->state = KSLAB_PAGE_PARTIAL;
+	kslab_page_list_insert_tail(&sc->partial, page);
+	sc->page = NULL;
+	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+}
+
+/* Pages that one call turns to. */
+#define TURNS_MAX 8u
+
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 {
-	for (;;) {
+	for (unsigned turn = 0; turn < TURNS_MAX; turn++) {
 		struct kslab_page *page = sc->page;
 
 		if (page != NULL) {
@@ -116,7 +133,10 @@ void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 
 			if (KSLAB_LIKELY(object != NULL))
 				return object;
-			kslab_sc_retire(owner, sc);
+			if (turn == 0 && sc->partial.head != NULL)
+				set_aside(sc);
+			else
+				kslab_sc_retire(owner, sc);
 		}
 		if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&owner->mailbox) != NULL))
 			kslab_sc_drain(owner);
@@ -128,6 +148,7 @@ void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 		sc->page = page;
 		sc->hint = 0;
 	}
+	return NULL;
 }
 
 bool kslab_sc_free_local(struct kslab_owner *owner, struct kslab_page *page, uint32_t index)
@@ -292,8 +313,6 @@ static const char *verify_page(const struct kslab_owner *owner, const struct ksl
 		return "a page on the empty list has live objects";
 	if (state == KSLAB_PAGE_FULL && has_free)
 		return "a page on the full list has free slots";
-	if (state == KSLAB_PAGE_PARTIAL && !has_free)
-		return "a page on the partial list has no free slot";
 	if (state == KSLAB_PAGE_PARTIAL && !has_live)
 		return "a page on the partial list is empty";
 	return NULL;
@@ -432,8 +451,11 @@ enum kslab_allocation_error kslab_sc_allocate(struct kslab_sc_allocator *sc, str
 	if (!make_valid(sc) || !fits(sc, layout))
 		return KSLAB_INVALID_LAYOUT;
 	*object = kslab_sc_pop(&sc->core);
-	if (*object == NULL)
+	while (*object == NULL) {
 		*object = kslab_sc_next(&sc->owner, &sc->core);
+		if (*object == NULL && !kslab_sc_has_more(&sc->core))
+			break;
+	}
 	return *object != NULL ? KSLAB_ALLOCATION_OK : KSLAB_OUT_OF_MEMORY;
 }
 

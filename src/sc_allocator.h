@@ -2,10 +2,10 @@
  * sc_allocator.h - owns one size class of one owner: current page, and the lists empty, partial and full.
  * Rank: 3.  Runs: for the owner of the pages only, unless a line says otherwise.
  *
- *                      allocate                     last slot taken
+ *                      allocate                     used up, no page waits
  *     refill -> EMPTY ----------> CURRENT ------------------------> FULL
- *                 ^                  ^  next page                    |
- *                 |   all free       |                               | first free, or mail
+ *                 ^                 ^ | used up, others wait         |
+ *                 |   all free      | v                              | first free, or mail
  *                 +--------------- PARTIAL <-------------------------+
  */
 #ifndef KSLAB_SC_ALLOCATOR_PRIVATE_H
@@ -72,10 +72,17 @@ KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc
 }
 
 /*
- * The rest of an allocation when the cached word is used up: next word, remote frees, mail, next partial
- * page, empty page. Return: an object, or NULL: a refill is needed. O(words of a page) + O(mailed pages).
+ * The rest of an allocation when the cached word is used up: next word, remote frees, mail, the next partial
+ * pages, an empty page. Return: an object, or NULL: a refill is needed, or, if kslab_sc_has_more, another call:
+ * each looks at a few pages only. O(words of a page) + O(mailed pages).
  */
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc);
+
+/* After kslab_sc_next found nothing: there are pages that it did not get to. */
+KSLAB_INLINE bool kslab_sc_has_more(const struct kslab_sc *sc)
+{
+	return sc->page != NULL || sc->partial.head != NULL || sc->empty.head != NULL;
+}
 
 /* Free a slot of the owner's page in any state. Return: false: double free, nothing changed. */
 bool kslab_sc_free_local(struct kslab_owner *owner, struct kslab_page *page, uint32_t index);
