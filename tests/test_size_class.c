@@ -88,9 +88,14 @@ static void test_object_page_lengths_follow_the_rule_for_every_class(void **stat
 				assert_true((min_run & (min_run - 1)) == 0);
 				assert_true((max_run & (max_run - 1)) == 0);
 				assert_true(max_bytes <= max);
-				/* The smallest with little waste, unless the limit forbids it. */
-				assert_true(min_bytes == max || !is_wasteful(bytes, min_bytes));
-				assert_true(min_run == 1 || is_wasteful(bytes, min_bytes / 2));
+				/*
+				 * The smallest with 16 slots and little waste, unless the limit forbids
+				 * it.
+				 */
+				assert_true(min_bytes == max || (!is_wasteful(bytes, min_bytes) &&
+								 min_bytes / bytes >= 16));
+				assert_true(min_run == 1 || is_wasteful(bytes, min_bytes / 2) ||
+					    min_bytes / 2 / bytes < 16);
 				/*
 				 * The longest of at most 512 slots, but never below the smallest.
 				 */

@@ -36,6 +36,10 @@
 #define WINDOW_BYTES ((size_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
 #define SPINS_BEFORE_YIELD 32u
 
+/* A page fault costs a microsecond and more: what a thread and the heap keep, malloc_trim gives back. */
+#define RETAIN_BYTES ((size_t)4 << 20)
+#define PURGE_BYTES ((size_t)64 << 20)
+
 __thread unsigned kslab_host_cpu __attribute__((tls_model("initial-exec"))) = KSLAB_HOST_NO_CPU;
 
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -93,6 +97,8 @@ struct kslab_config kslab_host_config(void *base)
 	return (struct kslab_config){
 		.min_align = 16,
 		.packs = true,
+		.retain_bytes = RETAIN_BYTES,
+		.purge_bytes = PURGE_BYTES,
 		.window_base = (uintptr_t)base,
 		.purge = purge,
 		.report = kslab_host_report,
