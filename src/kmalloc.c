@@ -28,9 +28,15 @@ KSLAB_INLINE void *zero(void *object, size_t n)
 		memset(object, 0, n);
 		return object;
 	}
-	for (uintptr_t *end = word + (n + sizeof(*word) - 1) / sizeof(*word); word < end; word++) {
-		*word = 0;
-		KSLAB_BARRIER(); /* or the compiler makes it a call of memset, dearer than the allocation */
+	/* The barriers keep the compiler from making it a call of memset, dearer than the allocation. */
+	n = (n + sizeof(*word) - 1) / sizeof(*word);
+	for (; n >= 4; n -= 4, word += 4) {
+		word[0] = word[1] = word[2] = word[3] = 0;
+		KSLAB_BARRIER();
+	}
+	for (; n != 0; n--) {
+		*word++ = 0;
+		KSLAB_BARRIER();
 	}
 	return object;
 }

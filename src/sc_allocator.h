@@ -57,14 +57,15 @@ KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc
 	i = sc->hint;
 	for (unsigned n = words; n != 0; n--) {
 		struct kslab_bits *bits = &page->bits[i];
-		kslab_word tail = i + 1 == words ? kslab_page_tail(page, i) : 0, word;
+		uint32_t end = (i + 1) * KSLAB_WORD_BITS, behind = end > page->slots ? end - page->slots : 0;
+		kslab_word slots = ~(kslab_word)0 >> behind, word; /* no branch: it would be mispredicted */
 
 		/* A word is harvested before it is issued from, so that a late double free can't hit a new object. */
 		if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&bits->remote) != 0))
 			kslab_page_harvest_word(owner, page, i);
-		word = KSLAB_LOAD_RELAXED(&bits->freed) & ~tail;
+		word = KSLAB_LOAD_RELAXED(&bits->freed) & slots;
 		if (word != 0)
-			return kslab_sc_issue(sc, page, i, word, tail);
+			return kslab_sc_issue(sc, page, i, word, ~slots);
 		if (++i == words)
 			i = 0;
 	}
