@@ -46,6 +46,10 @@
 /* Strong compare and exchange: true if *p was *expected; else *expected = *p. */
 #define KSLAB_CAS_ACQ_REL(p, expected, v)                                                                      \
 	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#define KSLAB_CAS_ACQUIRE(p, expected, v)                                                                      \
+	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)
+#define KSLAB_CAS_RELAXED(p, expected, v)                                                                      \
+	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)
 #define KSLAB_CAS_RELEASE(p, expected, v)                                                                      \
 	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)
 #endif

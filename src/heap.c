@@ -178,7 +178,7 @@ enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags)
 	kslab_zone_start(heap, fresh, last->cpu, last->level + 1u);
 	fresh->owner.key = (uintptr_t)fresh;
 	/* An interrupt may have added this level meanwhile: then ours is unused metadata until the heap ends. */
-	KSLAB_CAS_ACQ_REL(&last->inner, &none, fresh);
+	KSLAB_CAS_RELEASE(&last->inner, &none, fresh);
 	return KSLAB_OK;
 }
 

@@ -117,8 +117,11 @@ bool kslab_page_disarm(struct kslab_page *page)
 
 	if (mail == KSLAB_MAIL_IDLE)
 		return true;
-	/* Against the CAS of a freer: exactly one of the two wins. */
-	return mail == KSLAB_MAIL_ARMED && KSLAB_CAS_ACQ_REL(&page->mail, &mail, (uint32_t)KSLAB_MAIL_IDLE);
+	/*
+	 * Against the CAS of a freer: exactly one of the two wins. It orders nothing: ARMED was stored by the owner,
+	 * and whoever reads IDLE does nothing.
+	 */
+	return mail == KSLAB_MAIL_ARMED && KSLAB_CAS_RELAXED(&page->mail, &mail, (uint32_t)KSLAB_MAIL_IDLE);
 }
 
 /* Push a page that we queued to whoever owns it now; it can't change hands while QUEUED (I6). */
@@ -157,7 +160,8 @@ enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index
 	mail = KSLAB_LOAD_SEQ(&page->mail);
 	if (KSLAB_LIKELY(mail != KSLAB_MAIL_ARMED))
 		return KSLAB_REMOTE_FREED;
-	if (!KSLAB_CAS_ACQ_REL(&page->mail, &mail, (uint32_t)KSLAB_MAIL_QUEUED))
+	/* Acquires the owner's identity, for mail_page; the mailbox releases. */
+	if (!KSLAB_CAS_ACQUIRE(&page->mail, &mail, (uint32_t)KSLAB_MAIL_QUEUED))
 		return KSLAB_REMOTE_FREED;
 	mail_page(page);
 	return KSLAB_REMOTE_MAILED;

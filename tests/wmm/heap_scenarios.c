@@ -166,6 +166,28 @@ static void cpu0_full(void)
 	limit_sources(0);
 }
 
+/* Page A with object 1 and a free slot waits, B with 2 and 3 is current and used up. */
+static void cpu0_two_pages(void)
+{
+	start_heap(64);
+	fill(0, 0, 2);
+	wmm_assert(take(2) && take(3));
+	give(0);
+	limit_sources(0);
+}
+
+/* B is set aside for A; A for B, which is used up still, or not. */
+static void take_4_5(void)
+{
+	wmm_assert(take(4));
+	take(5);
+}
+
+static void give_3(void)
+{
+	give(3);
+}
+
 /* CPU 1 was offline once, so that limbo exists; it has a page with so many objects taken. */
 static void cpu1_with(unsigned objects)
 {
@@ -353,6 +375,16 @@ static void come_and_go(void)
 	go_offline();
 }
 
+/* An interrupt inside a call: the level that it needs is made, and published. */
+static void take_nested(void)
+{
+	struct kslab_zone *zone = HEAP->zone[heap_cpu()];
+
+	kslab_zone_enter(zone);
+	wmm_assert(take(4));
+	kslab_zone_leave(zone);
+}
+
 /* An object of a page that is in no mail: nobody but CPU 2 takes it in. */
 static void cpu2_current(void)
 {
@@ -519,6 +551,7 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: free, take", "", cpu0_full, { take_4, give_0 }, check_heap, 1, WORLD },
 	{ "heap: free free, take", "", cpu0_full, { take_4, give_0, give_1 }, check_heap, 0, WORLD },
 	{ "heap: double free", "", cpu0_full_double, { reclaim, free_0_first, free_0_again }, check_heap, 0, WORLD },
+	{ "heap: set aside", "used-up pages change places", cpu0_two_pages, { take_4_5, give_3 }, check_heap, 1, WORLD },
 	{ "heap: reclaim", "", cpu0_full, { give_reclaim, give_1 }, check_heap, 1, WORLD },
 	{ "heap: life again", "a descriptor gets another page elsewhere", cpu0_full_page_more, { reclaim_pass_on, give_1, take_on_new_page }, check_heap, 0, WORLD },
 	{ "heap: offline, free", "", cpu1_full, { give_0, go_offline }, check_heap, 1, WORLD },
@@ -531,6 +564,7 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: quiesce", "yes means nothing freed before is pending", cpu0_full, { idle, give_0, give_1_quiesce }, check_heap, 0, WORLD },
 	{ "heap: quiesce, gone", "a CPU goes offline meanwhile, and makes limbo", cpu1_full_no_limbo, { quiesce, go_offline }, check_heap, 1, WORLD },
 	{ "heap: online", "a fresh zone, while others look at all", cpu2_not_yet, { quiesce, give_0, come_online }, check_heap, 0, WORLD },
+	{ "heap: level", "a zone more, while another looks at all", no_limbo, { quiesce, take_nested }, check_heap, 0, WORLD },
 	{ "heap: come and go", "a fresh zone that is parked at once", cpu2_not_yet, { quiesce, nothing, come_and_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, goes", "a free is not forgotten when its CPU goes", cpu2_current, { is_not_quiet, give_0_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, back", "... and comes back", cpu2_current, { is_not_quiet, give_0_go_and_come }, check_heap, 0, WORLD },
@@ -548,6 +582,7 @@ const struct weakened weakened[] = {
 	{ "page_source", "kslab_heap_unlock", NULL },
 	{ "reclaim", "add_harvested", NULL },
 	{ "heap", "kslab_heap_each_zone", NULL },
+	{ "heap", "kslab_heap_add_level", "CAS_RELEASE" },
 	{ "reclaim", "kslab_heap_cpu_online", NULL },
 	{ "reclaim", "kslab_heap_cpu_offline", NULL },
 	{ "object_page", "kslab_page_harvest_word", "STORE_RELEASE" },

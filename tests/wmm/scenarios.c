@@ -582,14 +582,6 @@ const struct weakened weakened[] = {
 };
 
 const struct not_needed not_needed[] = {
-	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_ACQUIRE, "whoever reads IDLE does nothing" },
-	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_RELEASE, "ARMED was stored by the owner itself" },
-	{ "kslab_page_disarm", "CAS_ACQ_REL", WMM_FAILURE_RELAXED,
-	  "QUEUED: nothing is done but wait" },
-	{ "kslab_page_free_remote", "CAS_ACQ_REL", WMM_ACQUIRE,
-	  "QUEUED needs no release, the mailbox does" },
-	{ "kslab_page_free_remote", "CAS_ACQ_REL", WMM_FAILURE_RELAXED,
-	  "another mails, or the owner looks" },
 	{ "kslab_page_harvest_word", "STORE_RELEASE", WMM_RELAXED,
 	  "for quiesce: caught at the heap's level" },
 	{ NULL, NULL, 0, NULL },
