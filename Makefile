@@ -369,6 +369,8 @@ bench: need-bench ## compare with other allocators, 40 s (BENCH=full: 8 min)
 	@CC='$(HOSTCC)' CFLAGS='$(CFLAGS)' sh tests/bench/run.sh $(or $(BENCH),quick) -o $(BUILD)/bench
 golden: need-golden ## hot paths of malloc and free: instructions, spills, calls within their limits
 	@tests/golden/golden.py -o $(BUILD)/golden --worse
+worst: need-worst ## longest single call of each function, in instructions, against its bound; 80 s
+	@CC='$(HOSTCC)' sh tests/worst/run.sh -o $(BUILD)/worst
 icount: need-icount ## instructions per call
 	@CC='$(HOSTCC)' sh tests/bench/icount.sh -o $(BUILD)/bench/icount
 
@@ -402,6 +404,7 @@ need_gdb := $(need_host) gdb=gdb $(need_qemu_x86_64)
 need_bench := gcc=gcc gnuplot=gnuplot-nox /usr/include/mimalloc.h=libmimalloc-dev \
 	/usr/include/jemalloc/jemalloc.h=libjemalloc-dev /usr/include/gperftools/tcmalloc.h=libgoogle-perftools-dev
 need_golden := $(need_freestanding) python3=python3
+need_worst := $(need_host) objcopy=binutils
 need_icount := gcc=gcc valgrind=valgrind
 need_format-check := clang-format=clang-format
 need_deps = $(sort $(need_freestanding) $(need_test) $(need_run) $(need_programs) $(need_model))
@@ -444,6 +447,6 @@ help: ## this list
 
 FORCE:
 .PHONY: FORCE lib all install freestanding check-symbols $(freestanding_checks) host test \
-	test-programs kernel run programs misuse readme model tsan sanitize gdb bench golden icount deps format-check clean help
+	test-programs kernel run programs misuse readme model tsan sanitize gdb bench golden worst icount deps format-check clean help
 
 -include $(wildcard $(OUT)/*.d $(HOST)/*/*.d $(KERNEL)/*/*.d)
