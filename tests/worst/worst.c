@@ -501,6 +501,27 @@ static void malloc_large(size_t pages)
 		STEP(kslab_malloc(20 * 1024));
 }
 
+/* From a region: its free pages are single ones, but for one piece. */
+static void malloc_large_region(size_t pages)
+{
+	struct kslab_config config = { .report = on_report,
+				       .max_page_bytes = PAGE,
+				       .retain_bytes = KSLAB_RETAIN_NONE };
+
+	begin(&config);
+	must(kslab_add_region(memory + PAGE, (4 * pages + 64) * PAGE) == KSLAB_OK, "region");
+	fill(PAGE, 2 * pages);
+	for (size_t i = 0; i < objects; i += 2)
+		kslab_free(object[i]);
+	for (size_t i = 0; i < SAMPLES; i++) {
+		void *p;
+
+		STEP(p = kslab_malloc(20 * 1024));
+		must(p != NULL, "no large block");
+		STEP(kslab_free(p));
+	}
+}
+
 /* A block of so many pages. */
 static void malloc_large_long(size_t pages)
 {
@@ -532,6 +553,20 @@ static void free_first(size_t pages)
 	begin(&config);
 	fill(8, pages);
 	for (size_t i = 0; i + 512 < objects && i < SAMPLES * 512; i += 512)
+		STEP(kslab_free(object[i]));
+}
+
+/* Without retention every free looks whether its page is empty: eight words, the last one live. */
+static void free_eager(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	config.retain_bytes = KSLAB_RETAIN_NONE;
+	begin(&config);
+	fill(8, pages);
+	for (size_t i = 0; i < SAMPLES; i++)
+		STEP(kslab_free(object[objects - 512 + i]));
+	for (size_t i = 0; i < SAMPLES; i++)
 		STEP(kslab_free(object[i]));
 }
 
@@ -964,9 +999,11 @@ static const struct scene {
 	{ "kslab_malloc", "limbo has mail", malloc_limbo_mail, OPEN, OPEN },
 	{ "kslab_malloc", "limbo holds other classes", malloc_limbo_other, 6000, LEAF },
 	{ "kslab_malloc", "large, 5 pages", malloc_large, 6000, LEAF },
+	{ "malloc and free", "large, 5 pages of a region", malloc_large_region, 6000, LEAF },
 	{ "kslab_malloc", "large, as many pages", malloc_large_long, PAGES, OPEN },
 	{ "kslab_free", "hot path", free_hot, 60, 0 },
 	{ "kslab_free", "first free slot of a full page", free_first, 400, 0 },
+	{ "kslab_free", "any object, without retention", free_eager, 600, 0 },
 	{ "kslab_free", "last object of a page", free_last, 400, 0 },
 	{ "kslab_free", "the page goes back", free_trim, 2500, 0 },
 	{ "kslab_free", "the page goes back, last class", free_trim_class, 2500, 0 },
