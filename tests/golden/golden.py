@@ -387,6 +387,7 @@ def main():
     parser.add_argument("--worse", action="store_true")
     args = parser.parse_args()
     out = os.path.abspath(args.o)
+    sys.setrecursionlimit(100000) # a way through the code is followed by recursion
     keys = [(t, c, k) for t in TARGETS for c in COMPILERS for k in CONFIGS]
     counts = measure(ROOT, out, args.listing, keys)
     order = sorted(counts, key=lambda k: (FUNCTIONS.index(k[0]), TARGETS.index(k[2])))

@@ -797,6 +797,46 @@ static void free_deferred(size_t pages)
 	STEP(kslab_free(object[pages - 1]));
 }
 
+/* ---- caches ---------------------------------------------------------------------------------- */
+
+/* Allocate: the cache's first use, then page after page. Free: to the last object. */
+static void cache_calls(size_t pages, bool counts_free)
+{
+	struct kslab_config config = plain();
+	static struct kslab_cache cache;
+	size_t slots;
+
+	config.retain_bytes = KSLAB_RETAIN_NONE;
+	begin(&config);
+	must(kslab_cache_init(&cache, "c", 64, 0, NULL, NULL) == KSLAB_OK, "cache");
+	slots = PAGE / cache.slot_bytes;
+	objects = pages * slots;
+	for (size_t i = 0; i < objects; i++) {
+		if (!counts_free && i % slots == 0 && is_looked_at(i / slots, pages))
+			STEP(object[i] = kslab_cache_alloc(&cache));
+		else
+			object[i] = kslab_cache_alloc(&cache);
+	}
+	for (size_t i = 0; i < objects; i++) {
+		if (counts_free && (i % slots == 0 || i % slots == slots - 1) &&
+		    is_looked_at(i / slots, pages))
+			STEP(kslab_cache_free(&cache, object[i]));
+		else
+			kslab_cache_free(&cache, object[i]);
+	}
+	must(source_frees >= pages / 2, "pages did not go back");
+}
+
+static void cache_alloc(size_t pages)
+{
+	cache_calls(pages, false);
+}
+
+static void cache_free(size_t pages)
+{
+	cache_calls(pages, true);
+}
+
 /* ---- bulk ------------------------------------------------------------------------------------ */
 
 static void *bulk[BULK];
@@ -1017,6 +1057,8 @@ static const struct scene {
 	{ "kslab_free", "large, as many pages", free_large_long, PAGES, 0 },
 	{ "kslab_free", "large, 128 pages for 4 spare ones", free_large, 4000, 0 },
 	{ "kslab_free", "large, many were freed in an NMI", free_deferred, OPEN, 0 },
+	{ "cache_alloc", "first use; a page is made", cache_alloc, 6000, LEAF },
+	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
 	{ "malloc_bulk 16", "each makes a page", bulk_make, BULK * 2000, LEAF },
 	{ "malloc_bulk 16", "all pages have mail", bulk_mail, OPEN, 0 },
