@@ -167,10 +167,15 @@ static void replace(struct side *side, size_t live, size_t ops)
 		void *got;
 
 		/* One in four goes to the other side, and one of its objects is freed here. */
-		if ((r >> 12 & 3) != 0 || !ring_push(side->to, *at))
+		if ((r >> 12 & 3) != 0) {
 			B_free(*at);
-		else if ((got = ring_pop(side->from)))
-			B_free(got);
+		} else {
+			if (!ring_push(side->to, *at))
+				B_free(*at);
+			got = ring_pop(side->from);
+			if (got)
+				B_free(got);
+		}
 		*at = bench_touch(B_malloc(bench_size(r)));
 	}
 	side->random = state;
