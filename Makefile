@@ -61,7 +61,7 @@ endif
 WERROR ?= 1
 WARN := -Wall -Wextra -Wconversion -Wshadow -Wundef -Wstrict-prototypes -Wmissing-prototypes \
 	$(if $(filter 0,$(WERROR)),,-Werror)
-KERNEL_CFLAGS := -std=c11 -O2 -ffreestanding -nostdlib -fno-pic -fno-stack-protector \
+KERNEL_CFLAGS := -std=c11 -O2 -fomit-frame-pointer -ffreestanding -nostdlib -fno-pic -fno-stack-protector \
 	-fno-asynchronous-unwind-tables $(WARN)
 
 machine_x86_64 := -m64 -mno-red-zone -mgeneral-regs-only -mcmodel=kernel

@@ -21,13 +21,24 @@
 #define KSLAB_SLOW __attribute__((noinline))
 #define KSLAB_COLD __attribute__((noinline, cold))
 #define KSLAB_CALLER() __builtin_return_address(0)
+/*
+ * What a fast path passes on in a tail call: the caller it was given, or its own. Where reading the return address
+ * costs a frame, the function that is called reads it itself, first of all: after a tail call it is the same.
+ */
+#if defined(__OPTIMIZE__) && (defined(__aarch64__) || defined(__riscv))
+#define KSLAB_TAIL_CALLER(given) (given)
+#define KSLAB_TAKE_CALLER(caller) ((caller) = (caller) != NULL ? (caller) : KSLAB_CALLER())
+#else
+#define KSLAB_TAIL_CALLER(given) ((given) != NULL ? (given) : KSLAB_CALLER())
+#define KSLAB_TAKE_CALLER(caller) ((void)0)
+#endif
 #define KSLAB_ARRAY_LENGTH(a) (sizeof(a) / sizeof((a)[0]))
 
 /* Make the compiler forget what it knows of a variable: keeps it from sharing a masked copy (two instructions). */
 #define KSLAB_HIDE(variable) __asm__("" : "+r"(variable))
 
 /* Orders the compiler, not the machine: enough towards an interrupt on the same CPU. */
-#define KSLAB_BARRIER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#define KSLAB_BARRIER() __asm__ volatile("" : : : "memory") /* clang makes an instruction of a signal fence on RISC-V */
 
 #ifdef KSLAB_ATOMICS_HEADER
 #include KSLAB_ATOMICS_HEADER
@@ -35,7 +46,12 @@
 #define KSLAB_LOAD_RELAXED(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define KSLAB_LOAD_ACQUIRE(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define KSLAB_LOAD_SEQ(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+#if defined(__riscv) && !defined(__clang__)
+/* gcc makes an exchange of the builtin. */
+#define KSLAB_STORE_RELAXED(p, v) ((void)(*(volatile __typeof__(*(p)) *)(p) = (v)))
+#else
 #define KSLAB_STORE_RELAXED(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#endif
 #define KSLAB_STORE_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define KSLAB_STORE_SEQ(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
 #define KSLAB_FETCH_OR_SEQ(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)

@@ -684,6 +684,7 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	struct kslab_sc *sc;
 	void *object;
 
+	KSLAB_TAKE_CALLER(caller);
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
 		return malloc_slower(n, heap, caller);
 	KSLAB_PORT_PIN();
@@ -972,6 +973,7 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 	uint32_t index;
 	bool freed;
 
+	KSLAB_TAKE_CALLER(caller);
 	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
 	index = kslab_page_index(page, address);
 	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
@@ -1004,6 +1006,7 @@ slow:
 
 KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller)
 {
+	KSLAB_TAKE_CALLER(caller);
 	if (KSLAB_LIKELY(page->state != KSLAB_PAGE_PARTIAL)) { /* the current page: nothing changes */
 		if (KSLAB_CFG_LEVELS > 1)
 			kslab_zone_leave(zone);

@@ -161,7 +161,8 @@ unsigned kslab_zone_index(const struct kslab_zone *zone);
 
 /* ---- the fast path -------------------------------------------------------------------------------------- */
 
-KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
+/* caller: who is told of in a report; NULL: the caller of the function that ends with this. */
+KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, const void *caller)
 {
 	size_t index = (n - 1) / 8; /* 0 wraps, and goes the slow way */
 	struct kslab_zone *zone;
@@ -171,14 +172,14 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 	uintptr_t object;
 
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return kslab_heap_malloc_slow(n, heap, KSLAB_CALLER());
+		return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
 	if (KSLAB_CFG_LEVELS > 1) {
 		if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
 			KSLAB_PORT_UNPIN();
-			return kslab_heap_malloc_slow(n, heap, KSLAB_CALLER());
+			return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
 		}
 		kslab_zone_enter(zone);
 	}
@@ -188,7 +189,7 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 		if (KSLAB_CFG_LEVELS > 1)
 			kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
-		return kslab_heap_malloc_slow(n, heap, KSLAB_CALLER());
+		return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
 	}
 	KSLAB_STORE_RELAXED(avail, word & (word - 1));
 	object = sc->base + (uint32_t)(kslab_ctz(word) * sc->size); /* a word's slots span less than 4 GiB */
@@ -198,7 +199,7 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n)
 	return (void *)object;
 }
 
-KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
+KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const void *caller)
 {
 	uintptr_t address = (uintptr_t)p, key;
 	size_t top = kslab_page_map_top_index(&heap->map, address);
@@ -208,7 +209,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	uint32_t index;
 
 	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
-		kslab_heap_free_cold(p, heap, KSLAB_CALLER());
+		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
 		return;
 	}
 	page = *kslab_page_map_entry(heap->map.top[top], address);
@@ -233,7 +234,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p)
 	freed |= kslab_bit(index);
 	KSLAB_STORE_RELAXED(&bits[1], freed);
 	if (KSLAB_UNLIKELY(freed == ~(kslab_word)0)) {
-		kslab_heap_word_full(page, zone, KSLAB_CALLER());
+		kslab_heap_word_full(page, zone, KSLAB_TAIL_CALLER(caller));
 		return;
 	}
 	if (KSLAB_CFG_LEVELS > 1)
@@ -246,7 +247,7 @@ cold:
 		KSLAB_STORE_RELAXED(&zone->owner.key, key);
 	}
 	KSLAB_PORT_UNPIN();
-	kslab_heap_free_cold(p, heap, KSLAB_CALLER());
+	kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
 }
 
 #endif

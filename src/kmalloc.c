@@ -9,12 +9,12 @@
 
 void *kslab_heap_malloc(struct kslab_heap *heap, size_t n)
 {
-	return kslab_heap_malloc_fast(heap, n);
+	return kslab_heap_malloc_fast(heap, n, NULL);
 }
 
 void *kslab_malloc(size_t n)
 {
-	return kslab_heap_malloc_fast(&kslab_default_heap, n);
+	return kslab_heap_malloc_fast(&kslab_default_heap, n, NULL);
 }
 
 /* Clear the n bytes asked for, in words: slots are multiples of 8 bytes. */
@@ -46,7 +46,7 @@ KSLAB_INLINE void *zalloc(struct kslab_heap *heap, size_t n)
 	/* Large runs may be known to be zero; debug levels know the exact end. One compare with that of malloc_fast. */
 	if (KSLAB_UNLIKELY((n - 1) / 8 >= heap->route_limit))
 		return kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
-	return zero(kslab_heap_malloc_fast(heap, n), n);
+	return zero(kslab_heap_malloc_fast(heap, n, KSLAB_CALLER()), n);
 }
 
 void *kslab_heap_zalloc(struct kslab_heap *heap, size_t n)
@@ -93,14 +93,14 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
-	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n) :
+	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller) :
 					       kslab_heap_alloc_any(heap, n, 1, 0, caller);
 
 	if (fresh == NULL)
 		return NULL;
 	memcpy(fresh, p, old < n ? old : n);
 	if (heap->debug_level == 0)
-		kslab_heap_free_fast(heap, p);
+		kslab_heap_free_fast(heap, p, caller);
 	else
 		kslab_heap_free_slow(heap, p, NULL, caller);
 	return fresh;
@@ -112,7 +112,7 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	size_t bytes;
 
 	if (p == NULL)
-		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n) :
+		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller) :
 						kslab_heap_alloc_any(heap, n, 1, 0, caller);
 	if (n == 0) {
 		kslab_heap_free_slow(heap, p, NULL, caller);
@@ -158,12 +158,12 @@ void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, si
 
 void kslab_heap_free(struct kslab_heap *heap, void *p)
 {
-	kslab_heap_free_fast(heap, p);
+	kslab_heap_free_fast(heap, p, NULL);
 }
 
 void kslab_free(void *p)
 {
-	kslab_heap_free_fast(&kslab_default_heap, p);
+	kslab_heap_free_fast(&kslab_default_heap, p, NULL);
 }
 
 /* The size that the caller believes in must lead to where the object lies. */
@@ -273,7 +273,7 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 		if (got == count)
 			break;
 		/* Makes a page, or says why not. */
-		out[got] = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n) :
+		out[got] = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, KSLAB_CALLER()) :
 						    kslab_heap_alloc_any(heap, n, 1, 0, KSLAB_CALLER());
 		if (out[got] == NULL)
 			break;
@@ -286,7 +286,7 @@ void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptr
 {
 	for (size_t i = 0; i < count; i++) {
 		if (heap->debug_level == 0)
-			kslab_heap_free_fast(heap, ptrs[i]);
+			kslab_heap_free_fast(heap, ptrs[i], KSLAB_CALLER());
 		else
 			kslab_heap_free_slow(heap, ptrs[i], NULL, KSLAB_CALLER());
 	}

@@ -84,7 +84,7 @@ static void use(void *object)
 
 static bool take(unsigned i)
 {
-	void *object = kslab_heap_malloc_fast(HEAP, OBJECT_BYTES);
+	void *object = kslab_heap_malloc_fast(HEAP, OBJECT_BYTES, NULL);
 
 	if (object == NULL)
 		return false;
@@ -98,7 +98,7 @@ static void give(unsigned i)
 {
 	use(h.object[i]);
 	h.is_live[i] = false;
-	kslab_heap_free_fast(HEAP, h.object[i]);
+	kslab_heap_free_fast(HEAP, h.object[i], NULL);
 }
 
 static void start_heap(unsigned retain_pages)
@@ -436,13 +436,13 @@ static void cpu0_full_double(void)
 
 static void free_0_again(void)
 {
-	kslab_heap_free_fast(HEAP, h.object[0]);
+	kslab_heap_free_fast(HEAP, h.object[0], NULL);
 }
 
 static void free_0_first(void)
 {
 	h.is_live[0] = false;
-	kslab_heap_free_fast(HEAP, h.object[0]);
+	kslab_heap_free_fast(HEAP, h.object[0], NULL);
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */
