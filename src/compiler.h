@@ -40,18 +40,20 @@
 /* Orders the compiler, not the machine: enough towards an interrupt on the same CPU. */
 #define KSLAB_BARRIER() __asm__ volatile("" : : : "memory") /* clang makes an instruction of a signal fence on RISC-V */
 
+#if defined(__riscv) && !defined(__clang__)
+/* gcc makes an exchange of the builtin. */
+#define KSLAB_STORE_PLAIN(p, v) ((void)(*(volatile __typeof__(*(p)) *)(p) = (v)))
+#else
+#define KSLAB_STORE_PLAIN(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#endif
+
 #ifdef KSLAB_ATOMICS_HEADER
 #include KSLAB_ATOMICS_HEADER
 #else
 #define KSLAB_LOAD_RELAXED(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define KSLAB_LOAD_ACQUIRE(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define KSLAB_LOAD_SEQ(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
-#if defined(__riscv) && !defined(__clang__)
-/* gcc makes an exchange of the builtin. */
-#define KSLAB_STORE_RELAXED(p, v) ((void)(*(volatile __typeof__(*(p)) *)(p) = (v)))
-#else
-#define KSLAB_STORE_RELAXED(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-#endif
+#define KSLAB_STORE_RELAXED(p, v) KSLAB_STORE_PLAIN((p), (v))
 #define KSLAB_STORE_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define KSLAB_STORE_SEQ(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
 #define KSLAB_FETCH_OR_SEQ(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)

@@ -172,7 +172,7 @@ static void fence(struct kslab_zone *zone, struct kslab_page *page, uintptr_t ad
 {
 	/* A freer that queues it late needs an owner to mail it to; the drain finds no slots to harvest. */
 	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)&zone->owner | KSLAB_TAG_DEBUG);
-	page->state = KSLAB_PAGE_FENCED;
+	kslab_page_set_state(page, KSLAB_PAGE_FENCED);
 	page->slots = 0;
 	page->data = address;
 	kslab_page_disarm(page);

@@ -773,7 +773,7 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	const struct kslab_sc *sc = page->sc;
 	uintptr_t index;
 
-	if (page->state == KSLAB_PAGE_FENCED) {
+	if (kslab_page_state(page) == KSLAB_PAGE_FENCED) {
 		report->fault = KSLAB_FAULT_CORRUPT_METADATA;
 		report->what = "corrupt metadata: the object's page is fenced off";
 		report->page = (void *)page->data;

@@ -125,7 +125,7 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 		kslab_heap_fault_pointer(heap, p, NULL, caller);
 		return NULL;
 	}
-	if (page->state == KSLAB_PAGE_LARGE) {
+	if (kslab_page_state(page) == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
 		if (n > bytes / 4 && kslab_heap_class(heap, n, 1) == KSLAB_CLASSES && kslab_large_resize(heap, page, n)) {
 			if (heap->debug_level != 0)
@@ -174,7 +174,7 @@ static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page
 
 	if (heap->debug_level != 0)
 		return kslab_debug_is_right_size(heap, page, p, align, n);
-	if (page->state == KSLAB_PAGE_LARGE)
+	if (kslab_page_state(page) == KSLAB_PAGE_LARGE)
 		return cls == KSLAB_CLASSES && n <= kslab_large_bytes(heap, page) &&
 		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
 	return page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || page->sc->cls == cls;
@@ -188,7 +188,7 @@ static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n,
 	if (p == NULL)
 		return;
 	page = kslab_page_map_find(&heap->map, (uintptr_t)p);
-	if (page->state != KSLAB_PAGE_IDLE &&
+	if (kslab_page_state(page) != KSLAB_PAGE_IDLE &&
 	    (!kslab_is_power_of_two(align) || !is_right_size(heap, page, p, align, n))) {
 		size_t bytes;
 
@@ -196,9 +196,9 @@ static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n,
 		if (kslab_heap_object(heap, p, &bytes, caller) == NULL)
 			return;
 		report.object = p;
-		report.object_bytes = page->state == KSLAB_PAGE_LARGE ? kslab_large_bytes(heap, page) : page->sc->size;
+		report.object_bytes = kslab_page_state(page) == KSLAB_PAGE_LARGE ? kslab_large_bytes(heap, page) : page->sc->size;
 		report.page = (const void *)page->data;
-		report.page_bytes = page->state == KSLAB_PAGE_LARGE ? report.object_bytes :
+		report.page_bytes = kslab_page_state(page) == KSLAB_PAGE_LARGE ? report.object_bytes :
 								      (size_t)page->pages << heap->page_shift;
 		kslab_heap_fail(heap, KSLAB_BAD_FREE);
 		kslab_report_fault(heap, &report);

@@ -139,7 +139,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	page->slots = (uint32_t)pages;
 	page->inverse = 0;
 	page->sc = NULL;
-	page->state = KSLAB_PAGE_LARGE;
+	kslab_page_set_state(page, KSLAB_PAGE_LARGE);
 	page->bits[0].avail = run.address;
 	page->bits[0].freed = run.pages;
 	page->bits[0].remote = n;
@@ -176,7 +176,7 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	}
 	kslab_heap_unlock(heap, &state);
 	if (!sound) { /* no broken link is followed: the block is fenced off */
-		page->state = KSLAB_PAGE_FENCED;
+		kslab_page_set_state(page, KSLAB_PAGE_FENCED);
 		kslab_heap_report_corrupt(heap, page, KSLAB_CALLER());
 		return true;
 	}

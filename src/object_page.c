@@ -24,7 +24,7 @@ void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32
 	page->inverse = kslab_page_inverse(bytes);
 	page->rotate = (uint8_t)kslab_ctz(bytes);
 	page->pages = (uint16_t)run;
-	page->state = KSLAB_PAGE_IDLE;
+	kslab_page_set_state(page, KSLAB_PAGE_IDLE);
 	page->next = page->prev = NULL;
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
 		KSLAB_STORE_RELAXED(&page->bits[i].avail, (kslab_word)0);

@@ -49,6 +49,17 @@ KSLAB_INLINE struct kslab_owner *kslab_page_owner(const struct kslab_page *page)
 	return (struct kslab_owner *)(KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_MASK);
 }
 
+/* Written by the owner, read by whoever judges a pointer. */
+KSLAB_INLINE void kslab_page_set_state(struct kslab_page *page, unsigned state)
+{
+	KSLAB_STORE_RELAXED(&page->state, (uint8_t)state);
+}
+
+KSLAB_INLINE unsigned kslab_page_state(const struct kslab_page *page)
+{
+	return KSLAB_LOAD_RELAXED(&page->state);
+}
+
 /* Make a page of `slots` slots of `bytes`, all free, in state IDLE. [o] */
 void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32_t bytes, uint32_t slots);
 

@@ -439,7 +439,7 @@ void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, uns
 	unsigned room, bin = descriptor_bin(words, &room);
 	struct kslab_lock_state state;
 
-	page->state = KSLAB_PAGE_IDLE;
+	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
 	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
 	if (!kslab_heap_lock(heap, &state))
 		return; /* an NMI with the lock taken: the descriptor is lost until the heap ends */

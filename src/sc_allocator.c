@@ -51,13 +51,13 @@ static void unlink_page(struct kslab_owner *owner, struct kslab_page *page)
 	}
 	if (page->state == KSLAB_PAGE_FULL)
 		KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)owner | tags_of(page));
-	page->state = KSLAB_PAGE_IDLE;
+	kslab_page_set_state(page, KSLAB_PAGE_IDLE);
 }
 
 static void make_empty(struct kslab_owner *owner, struct kslab_page *page)
 {
 	unlink_page(owner, page);
-	page->state = KSLAB_PAGE_EMPTY;
+	kslab_page_set_state(page, KSLAB_PAGE_EMPTY);
 	kslab_page_list_insert_head(&page->sc->empty, page);
 	page->sc->empty_pages++;
 	owner->empty_run += page->pages;
@@ -67,14 +67,14 @@ static void make_empty(struct kslab_owner *owner, struct kslab_page *page)
 static void make_partial(struct kslab_owner *owner, struct kslab_page *page)
 {
 	unlink_page(owner, page);
-	page->state = KSLAB_PAGE_PARTIAL;
+	kslab_page_set_state(page, KSLAB_PAGE_PARTIAL);
 	kslab_page_list_insert_tail(&page->sc->partial, page);
 }
 
 static void make_full(struct kslab_owner *owner, struct kslab_page *page)
 {
 	unlink_page(owner, page);
-	page->state = KSLAB_PAGE_FULL;
+	kslab_page_set_state(page, KSLAB_PAGE_FULL);
 	kslab_page_list_insert_tail(&page->sc->full, page);
 	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)owner | tags_of(page) | KSLAB_TAG_FULL);
 }
@@ -114,7 +114,7 @@ static void set_aside(struct kslab_sc *sc)
 {
 	struct kslab_page *page = sc->page;
 
-	page->state = KSLAB_PAGE_PARTIAL;
+	kslab_page_set_state(page, KSLAB_PAGE_PARTIAL);
 	kslab_page_list_insert_tail(&sc->partial, page);
 	sc->page = NULL;
 	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
@@ -144,7 +144,7 @@ void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 		if (page == NULL)
 			return NULL;
 		unlink_page(owner, page);
-		page->state = KSLAB_PAGE_CURRENT;
+		kslab_page_set_state(page, KSLAB_PAGE_CURRENT);
 		sc->page = page;
 		sc->hint = 0;
 	}

@@ -66,7 +66,7 @@ struct kslab_page {
 	uint32_t slots;      /* [I] */
 	uint16_t pages;      /* [I] length of the run in base pages (large block: see large_pages()) */
 	uint8_t rotate;      /* [I] log2 of the even part of the slot size */
-	uint8_t state;       /* [o] enum kslab_page_state */
+	uint8_t state;       /* [a] enum kslab_page_state; written by the owner */
 	uint32_t mail;       /* [a] enum kslab_mail */
 	struct kslab_sc *sc; /* [o] the class the slots belong to; NULL: large block */
 	struct kslab_page *next, *prev;  /* [o] in the list that state names; NULL when in none */

@@ -430,7 +430,6 @@ static void cpu0_full_double(void)
 	 * that.
 	 */
 	page = kslab_page_map_find(&HEAP->map, (uintptr_t)h.object[0]);
-	wmm_tolerate(&page->state, sizeof(page->state));
 	wmm_tolerate(&page->sc, sizeof(page->sc));
 }
 
