@@ -89,10 +89,9 @@
  * of 100,000 objects takes 153 instructions instead of 203, for no arming and no first free by the slow path. A
  * word's slots found by shift instead of a branch: a quarter of the mispredictions there. Word triples side by side
  * rather than three arrays: a cold or remote free touches two lines, not three. Links and state in
- * another line than what remote freers read: objects exchanged 5 to 7 % faster, 0.3 to 1.4 % more memory resident: no.
- * A middle path for frees to other CPUs: 130 instructions instead of 203; asking for the line by PREFETCHW: nothing,
- * and so would be an unlocked instruction: what is paid is the line that comes and goes. Gathering remote frees before
- * the atomic: not done, a free that waits is one that the owner can't see, and a double free would be found too
+ * another line than what remote freers read: objects exchanged 5 % faster, 0.3 to 1.4 % more memory resident: no.
+ * A middle path for frees to other CPUs: 130 instructions instead of 203; asking for the line by PREFETCHW: 2 % at
+ * most: what is paid is the line that comes and goes. Gathering remote frees before the atomic: not done, a free that waits is one that the owner can't see, and a double free would be found too
  * late. Larger growth by realloc (a quarter more): not done, a sized free could not be checked. Size folded at compile
  * time by a macro: 2 instructions of 17 and the call, for 60 bytes at each place: not done. Retention
  * of 4 MiB a CPU instead of 512 KiB, as the host port has it: 2 KiB batches in half the time, blocks of 1 MiB in

@@ -31,7 +31,7 @@ struct side {
 struct pair_of_threads {
 	size_t size, ops;
 	size_t round __attribute__((aligned(64))); /* [a] the second thread follows */
-	size_t done __attribute__((aligned(64))); /* [a] rounds it has ended */
+	size_t started, done __attribute__((aligned(64))); /* [a] rounds it has begun, and ended */
 	bool stop;
 	void (*second)(struct pair_of_threads *pair);
 	struct side side[2];
@@ -69,25 +69,49 @@ static void *ring_pop(struct ring *r)
 	return p;
 }
 
+/* Each on a processor of its own: the n-th of those that are allowed. */
+static void stay_on_processor(unsigned n)
+{
+	cpu_set_t allowed, one;
+
+	CPU_ZERO(&one);
+	if (sched_getaffinity(0, sizeof(allowed), &allowed))
+		return;
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &allowed) || n--)
+			continue;
+		CPU_SET(cpu, &one);
+		sched_setaffinity(0, sizeof(one), &one);
+		return;
+	}
+}
+
 static void *second_thread(void *ctx)
 {
 	struct pair_of_threads *pair = ctx;
 	unsigned spins = 0;
 
+	stay_on_processor(1);
 	B_thread_start();
 	for (size_t round = 1;; round++) {
 		while (__atomic_load_n(&pair->round, __ATOMIC_ACQUIRE) < round)
 			wait_a_little(&spins);
 		if (pair->stop)
 			return NULL;
+		__atomic_store_n(&pair->started, round, __ATOMIC_RELEASE);
 		pair->second(pair);
 		__atomic_store_n(&pair->done, round, __ATOMIC_RELEASE);
 	}
 }
 
+/* Both at once, or one would do all its work before the other wakes up. */
 static void begin(struct pair_of_threads *pair)
 {
+	unsigned spins = 0;
+
 	__atomic_store_n(&pair->round, pair->round + 1, __ATOMIC_RELEASE);
+	while (!pair->stop && __atomic_load_n(&pair->started, __ATOMIC_ACQUIRE) < pair->round)
+		wait_a_little(&spins);
 }
 
 static void end(struct pair_of_threads *pair)
@@ -105,6 +129,7 @@ static void with_second_thread(const char *name, struct pair_of_threads *pair,
 
 	if (pthread_create(&thread, NULL, second_thread, pair))
 		bench_die("no thread");
+	stay_on_processor(0);
 	bench_measure_wall(name, run, pair, pair->ops);
 	pair->stop = true;
 	begin(pair);
