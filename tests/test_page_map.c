@@ -222,6 +222,35 @@ static void test_a_window_can_step_aside_once_and_keeps_its_entries(void **state
 	assert_false(kslab_page_map_can_step_aside(&map));
 }
 
+/* Where the new window overlaps the side window both ways lead to one leaf. */
+static void test_an_overlapping_side_window_shares_its_leaves(void **state)
+{
+	uintptr_t old, inner;
+
+	(void)state;
+	begin();
+	if (sizeof(void *) == 4) {
+		skip(); /* one window is all there is */
+		return;
+	}
+	old = base + (KSLAB_CFG_TOP_ENTRIES - 2) * SPAN;
+	kslab_page_map_add_leaf(&map, old, leaves[0]);
+	kslab_page_map_set(&map, old + 3 * GRAIN, GRAIN, &a);
+	kslab_page_map_step_aside(&map);
+	/* The new window begins in the middle of the side window. */
+	base = old - SPAN;
+	kslab_page_map_init(&map, base);
+	kslab_page_map_join_side(&map);
+	assert_ptr_equal(kslab_page_map_find(&map, old + 3 * GRAIN), &a);
+	assert_true(kslab_page_map_top_index(&map, old) < map.limit);
+	/* Through the window, and seen through the side. */
+	kslab_page_map_set(&map, old + 4 * GRAIN, GRAIN, &b);
+	inner = map.side[0];
+	assert_ptr_equal(*kslab_page_map_entry(inner, old + 4 * GRAIN), &b);
+	assert_ptr_equal(*kslab_page_map_entry(map.top[1], old + 4 * GRAIN), &b);
+	assert_false(kslab_page_map_is_free(&map, old, SPAN));
+}
+
 /* The promise: at most 0.3 % of the memory that is managed, the table at the top aside. */
 static void test_leaves_cost_at_most_three_thousandths(void **state)
 {
@@ -255,6 +284,7 @@ int main(void)
 		cmocka_unit_test(test_leaves_in_any_order_and_far_apart),
 		cmocka_unit_test(test_the_window_covers_what_lies_in_it_and_nothing_else),
 		cmocka_unit_test(test_a_window_can_step_aside_once_and_keeps_its_entries),
+		cmocka_unit_test(test_an_overlapping_side_window_shares_its_leaves),
 		cmocka_unit_test(test_leaves_cost_at_most_three_thousandths),
 		cmocka_unit_test(test_the_three_nobodies_belong_to_no_owner),
 	};
