@@ -371,6 +371,8 @@ golden: need-golden ## hot paths of malloc and free: instructions, spills, calls
 	@tests/golden/golden.py -o $(BUILD)/golden --worse
 worst: need-worst ## longest single call of each function, in instructions, against its bound; 80 s
 	@CC='$(HOSTCC)' sh tests/worst/run.sh -o $(BUILD)/worst
+levels: need-levels ## what debug levels 1 and 2 cost on the traces, as ratios to level 0
+	@CC='$(HOSTCC)' sh tests/bench/levels.sh
 icount: need-icount ## instructions per call
 	@CC='$(HOSTCC)' sh tests/bench/icount.sh -o $(BUILD)/bench/icount
 
@@ -406,6 +408,7 @@ need_bench := gcc=gcc gnuplot=gnuplot-nox /usr/include/mimalloc.h=libmimalloc-de
 need_golden := $(need_freestanding) python3=python3
 need_worst := $(need_host) objcopy=binutils
 need_icount := gcc=gcc valgrind=valgrind
+need_levels := $(need_host) valgrind=valgrind
 need_format-check := clang-format=clang-format
 need_deps = $(sort $(need_freestanding) $(need_test) $(need_run) $(need_programs) $(need_model))
 
@@ -447,6 +450,6 @@ help: ## this list
 
 FORCE:
 .PHONY: FORCE lib all install freestanding check-symbols $(freestanding_checks) host test \
-	test-programs kernel run programs misuse readme model tsan sanitize gdb bench golden worst icount deps format-check clean help
+	test-programs kernel run programs misuse readme model tsan sanitize gdb bench golden worst levels icount deps format-check clean help
 
 -include $(wildcard $(OUT)/*.d $(HOST)/*/*.d $(KERNEL)/*/*.d)

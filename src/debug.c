@@ -11,6 +11,7 @@
  * the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers, whatever came in between.
  */
 #include "debug.h"
+#include "inject.h"
 
 #define REDZONE KSLAB_DEBUG_REDZONE_BYTE
 #define NONE SIZE_MAX /* no byte is wrong */
@@ -72,12 +73,12 @@ KSLAB_INLINE uintptr_t words_of(unsigned char byte)
 	return ~(uintptr_t)0 / 255 * byte;
 }
 
-static unsigned char poison(const struct kslab_heap *heap)
+KSLAB_INLINE unsigned char poison(const struct kslab_heap *heap)
 {
 	return heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : KSLAB_DEBUG_FREE_BYTE;
 }
 
-static unsigned char fresh(const struct kslab_heap *heap, unsigned flags)
+KSLAB_INLINE unsigned char fresh(const struct kslab_heap *heap, unsigned flags)
 {
 	return (heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC) || (flags & KSLAB_ZERO) ? 0 : KSLAB_DEBUG_NEW_BYTE;
 }
@@ -205,7 +206,7 @@ static void close_slot(const struct slot *slot)
 	KSLAB_PORT_POISON(slot->start + from, slot->bytes - from);
 }
 
-static uint32_t hash_of(const struct slot *slot)
+KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 {
 	uint64_t address = (uintptr_t)slot->start;
 	uint32_t x = (uint32_t)(address >> 3) ^ (uint32_t)(address >> 32);
@@ -217,39 +218,45 @@ static uint32_t hash_of(const struct slot *slot)
 /* ---- tail of level 1 ------------------------------------------------------------------------------------ */
 
 /* n and the class of level 0; the top byte tells if one of the others was changed. */
-static uint32_t info_of(size_t n, unsigned cls)
+KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
 {
 	uint32_t info = (uint32_t)n | (uint32_t)cls << 16;
 
 	return info | ((info ^ info >> 8 ^ info >> 16 ^ 0x5c) & 0xff) << 24;
 }
 
-static bool is_info(uint32_t info, const struct slot *slot, size_t slack)
+KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 {
 	return info == info_of(info & 0xffff, info >> 16 & 0xff) && (info & 0xffff) + slack <= slot->room &&
 	       (info >> 16 & 0xff) < KSLAB_CLASSES;
+}
+
+KSLAB_INLINE unsigned step_of(const struct slot *slot)
+{
+	return ((hash_of(slot) & 0xffff) * CODES) >> 16;
 }
 
 /*
  * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the whole slack with
  * one value, whatever it is, changes the one or the other.
  */
-static unsigned char code_byte(const struct slot *slot, unsigned code)
+KSLAB_INLINE unsigned char code_byte(const struct slot *slot, unsigned code)
 {
-	unsigned step = ((hash_of(slot) & 0xffff) * CODES) >> 16, value = code + step;
+	unsigned value = code + step_of(slot);
 
-	value = 0x80 + (value >= CODES ? value - CODES : value);
-	return (unsigned char)(value >= REDZONE ? value + 1 : value);
+	/* No branches: they would be taken by chance. */
+	value -= CODES & (0u - (value >= CODES));
+	value += 0x80;
+	return (unsigned char)(value + (value >= REDZONE));
 }
 
-static unsigned code_of(const struct slot *slot)
+KSLAB_INLINE unsigned code_of(const struct slot *slot)
 {
-	unsigned step = ((hash_of(slot) & 0xffff) * CODES) >> 16, byte = slot->start[slot->bytes - 1];
+	unsigned byte = slot->start[slot->bytes - 1], code = byte - 0x80 - (byte > REDZONE) - step_of(slot);
 
 	if (byte < 0x80 || byte == 0xff || byte == REDZONE)
 		return 0;
-	byte -= byte > REDZONE ? 0x81 : 0x80;
-	return byte >= step ? byte - step : byte + CODES - step;
+	return code + (CODES & (0u - (code > byte)));
 }
 
 static uint32_t *long_info(const struct slot *slot)
@@ -257,7 +264,7 @@ static uint32_t *long_info(const struct slot *slot)
 	return (uint32_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
 }
 
-static void set_code(const struct slot *slot, unsigned code)
+KSLAB_INLINE void set_code(const struct slot *slot, unsigned code)
 {
 	if (slot->has_code)
 		slot->start[slot->bytes - 1] = code_byte(slot, code);
@@ -299,7 +306,7 @@ static size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
 
 /* ---- trailer of level 2 --------------------------------------------------------------------------------- */
 
-static uintptr_t sum(const struct trailer *trailer, uintptr_t state)
+KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
 {
 	uintptr_t x = (uintptr_t)trailer ^ state;
 
@@ -563,6 +570,189 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 	return kslab_heap_plain_class(heap, n, align) == (cls < KSLAB_CLASSES ? cls : page->sc->cls);
 }
 
+/* ---- contents in words ---------------------------------------------------------------------------------- */
+
+/*
+ * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8 bytes. The last 8
+ * bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at byte i of it in memory.
+ */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
+#define BYTES_FROM(type, i) ((type)(~(type)0 << 8 * (i)))
+#define INFO(tail) ((uint32_t)(tail))
+#define FROM_INFO(info) ((uint64_t)(info))
+#else
+#define BYTE(i, value) ((uint64_t)(value) << 8 * (7 - (i)))
+#define BYTES_FROM(type, i) ((type)(~(type)0 >> 8 * (i)))
+#define INFO(tail) ((uint32_t)((tail) >> 32))
+#define FROM_INFO(info) ((uint64_t)(info) << 32)
+#endif
+#define REDZONE_64 (~(uint64_t)0 / 255 * REDZONE)
+#define CODE_MASK BYTE(7, 0xff)
+
+KSLAB_INLINE uint64_t *tail_of(const struct slot *slot)
+{
+	return (uint64_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
+}
+
+/* The same byte in all of them. */
+KSLAB_INLINE uint64_t wide(uintptr_t pattern)
+{
+	return sizeof(pattern) == 8 ? pattern : (uint64_t)pattern << 32 | pattern;
+}
+
+/* The tail of a free slot. */
+KSLAB_INLINE uint64_t free_tail(const struct slot *slot, uintptr_t poison)
+{
+	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(slot, CODE_FREE));
+}
+
+/* Bytes before the tail or the trailer: whole words. */
+KSLAB_INLINE size_t body_of(const struct slot *slot)
+{
+	return slot->trailer != NULL ? slot->room : slot->bytes - TAIL_LONG;
+}
+
+/* Four words at a time; the last four overlap, so that no length takes a branch of its own. */
+KSLAB_INLINE bool are_words(const unsigned char *p, size_t bytes, uintptr_t pattern)
+{
+	const uintptr_t *w = (const uintptr_t *)(const void *)p, *end = w + bytes / sizeof(*w);
+	uintptr_t other = 0;
+
+	if (bytes < 4 * sizeof(*w)) {
+		for (; w < end; w++)
+			other |= *w ^ pattern;
+		return other == 0;
+	}
+	for (end -= 4; w < end; w += 4)
+		other |= (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
+	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) | (end[3] ^ pattern)) == 0;
+}
+
+KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
+{
+	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
+
+	if (bytes < 4 * sizeof(*w)) {
+		for (; w < end; w++) {
+			*w = pattern;
+			KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
+		}
+		return;
+	}
+	if (KSLAB_UNLIKELY(bytes > 512)) {
+		memset(p, (int)(pattern & 0xff), bytes);
+		return;
+	}
+	for (end -= 4; w < end; w += 4) {
+		w[0] = w[1] = w[2] = w[3] = pattern;
+		KSLAB_BARRIER();
+	}
+	end[0] = end[1] = end[2] = end[3] = pattern;
+}
+
+/* The redzone between n and the end of the body. */
+KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
+{
+	size_t end = body_of(slot);
+	const uintptr_t *w = (const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
+	uintptr_t other;
+
+	if (n >= end)
+		return true;
+	other = (*w ^ words_of(REDZONE)) & BYTES_FROM(uintptr_t, n % sizeof(*w));
+	for (w++; w < (const uintptr_t *)(const void *)(slot->start + end); w++)
+		other |= *w ^ words_of(REDZONE);
+	return other == 0;
+}
+
+/*
+ * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The last four are
+ * left for the end, as they may be among the others.
+ */
+KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, uintptr_t to)
+{
+	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
+
+	if (bytes < 4 * sizeof(*w) || bytes > 512) {
+		if (!are_words(p, bytes, from))
+			return false;
+		set_words(p, bytes, to);
+		return true;
+	}
+	end -= 4;
+	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from)) != 0)
+		return false;
+	for (; w < end; w += 4) {
+		if (KSLAB_UNLIKELY(((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
+			set_words(p, (size_t)((unsigned char *)w - p), from);
+			return false;
+		}
+		w[0] = w[1] = w[2] = w[3] = to;
+		KSLAB_BARRIER();
+	}
+	end[0] = end[1] = end[2] = end[3] = to;
+	return true;
+}
+
+/* The body holds the client's pattern; from n on it becomes redzone. */
+KSLAB_INLINE void set_redzone(const struct slot *slot, size_t n, uintptr_t pattern)
+{
+	uintptr_t *w = (uintptr_t *)(void *)(slot->start + (n & ~(sizeof(*w) - 1)));
+	uintptr_t *end = (uintptr_t *)(void *)(slot->start + body_of(slot)), mask;
+
+	if (w >= end)
+		return;
+	mask = BYTES_FROM(uintptr_t, n % sizeof(*w));
+	*w = (pattern & ~mask) | (words_of(REDZONE) & mask);
+	for (w++; w < end; w++) {
+		*w = words_of(REDZONE);
+		KSLAB_BARRIER();
+	}
+}
+
+KSLAB_INLINE void set_tail(const struct slot *slot, size_t n, unsigned cls, uintptr_t pattern)
+{
+	size_t slack = slot->bytes - n;
+	uint64_t tail = REDZONE_64;
+
+	if (slack >= TAIL_LONG) {
+		tail &= ~FROM_INFO(UINT32_MAX);
+		tail |= FROM_INFO(info_of(n, cls) ^ hash_of(slot));
+		slack = CODE_LONG;
+	} else {
+		uint64_t mask = BYTES_FROM(uint64_t, TAIL_LONG - slack);
+
+		tail = (wide(pattern) & ~mask) | (tail & mask);
+	}
+	*tail_of(slot) = (tail & ~CODE_MASK) | BYTE(7, code_byte(slot, (unsigned)slack));
+}
+
+/* A free slot of a class; false: look closer. */
+KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
+{
+	const uintptr_t pattern = words_of(poison(heap));
+
+	return slot.cache == NULL &&
+	       (slot.trailer != NULL ? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED) :
+				       *tail_of(&slot) == free_tail(&slot, pattern)) &&
+	       are_words(slot.start, body_of(&slot), pattern);
+}
+
+/* A live slot without a trailer. */
+KSLAB_INLINE bool is_tail_sound(const struct slot *slot)
+{
+	uint64_t tail = *tail_of(slot), redzone = (tail ^ REDZONE_64) & ~CODE_MASK;
+	unsigned code = code_of(slot);
+	uint32_t info;
+
+	if (code != CODE_LONG)
+		return code >= SLACK_MIN && code < CODE_LONG && (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) == 0;
+	info = INFO(tail) ^ hash_of(slot);
+	return is_info(info, slot, TAIL_LONG - 1) && (redzone & ~FROM_INFO(UINT32_MAX)) == 0 &&
+	       is_redzone(slot, info & 0xffff);
+}
+
 /* ---- the life of a slot --------------------------------------------------------------------------------- */
 
 /* The ring is made with a page, because a free must not ask for memory. Without it objects are freed at once. */
@@ -640,16 +830,14 @@ static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, u
 	return slot->has_code && code_of(slot) != CODE_FREE ? slot->room : NONE;
 }
 
-void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
-		       size_t align)
+/* slot by value, here and in kslab_debug_issue: one whose address got about would have to live in memory. */
+static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot, const struct kslab_request *request,
+				    size_t n, unsigned cls)
 {
-	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)object);
-	size_t bytes = request->cache != NULL ? request->cache->slot_bytes : kslab_class_bytes(request->cls);
-	const struct slot slot = slot_at(heap, (uintptr_t)object, bytes, request->cache);
+	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)slot.start);
 	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
 				       .caller = request->caller,
 				       .what = "use after free: a free object was written to" };
-	unsigned cls = request->cache == NULL ? kslab_heap_plain_class(heap, n, align) : 0;
 	size_t wrong;
 
 	open_slot(&slot);
@@ -672,6 +860,44 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 		report.count = wrong;
 		kslab_report_fault(heap, &report);
 	}
+}
+
+/* A slot of a class. */
+KSLAB_INLINE void issue(struct kslab_heap *heap, struct slot slot, const struct kslab_request *request, size_t n,
+			unsigned cls)
+{
+	const uintptr_t old = words_of(poison(heap)), new = words_of(fresh(heap, request->flags));
+	struct trailer *trailer = slot.trailer;
+
+	open_slot(&slot);
+	if (KSLAB_UNLIKELY(trailer != NULL ? KSLAB_LOAD_ACQUIRE(&trailer->state) != sum(trailer, FREED) :
+					     *tail_of(&slot) != free_tail(&slot, old)) ||
+	    KSLAB_UNLIKELY(!replace_words(slot.start, body_of(&slot), old, new))) {
+		issue_slowly(heap, slot, request, n, cls);
+		return;
+	}
+	set_redzone(&slot, n, new);
+	if (trailer == NULL) {
+		set_tail(&slot, n, cls, new);
+	} else {
+		trailer->alloc_caller = request->caller;
+		trailer->serial = next_serial(heap);
+		trailer->info = info_of(n, cls) ^ hash_of(&slot);
+		seal(trailer, LIVE);
+	}
+	give_slot(&slot, n, new == 0);
+}
+
+void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
+		       size_t align)
+{
+	size_t bytes = request->cache != NULL ? request->cache->slot_bytes : kslab_class_bytes(request->cls);
+	const struct slot slot = slot_at(heap, (uintptr_t)object, bytes, request->cache);
+
+	if (request->cache == NULL)
+		issue(heap, slot, request, n, kslab_heap_plain_class(heap, n, align));
+	else
+		issue_slowly(heap, slot, request, n, 0);
 }
 
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
@@ -743,11 +969,14 @@ void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 		return; /* was never in use */
 	for (uint32_t i = 0; i < page->slots; i++) {
 		const struct slot slot = slot_of(heap, page, i);
-		struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
-					       .count = free_damage(heap, &slot),
-					       .what = "use after free: found when the page was given back" };
+		struct kslab_report report;
 
-		if (KSLAB_LIKELY(report.count == NONE))
+		if (KSLAB_LIKELY(is_free_sound(heap, slot)))
+			continue;
+		report = (struct kslab_report){ .fault = KSLAB_FAULT_USE_AFTER_FREE,
+						.count = free_damage(heap, &slot),
+						.what = "use after free: found when the page was given back" };
+		if (report.count == NONE)
 			continue;
 		describe(heap, page, &slot, &report);
 		kslab_report_fault(heap, &report);
@@ -897,6 +1126,125 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
 		report->alloc_caller = slot.trailer->alloc_caller;
 		report->free_caller = slot.trailer->free_caller;
 	}
+}
+
+/* ---- the quick way -------------------------------------------------------------------------------------- */
+
+/*
+ * Most calls: a size class, no cache, no alignment asked for, a word of the zone with free slots; a free on the CPU
+ * that owns the page. The looks are those of the long way. Nothing is changed before everything is known to be
+ * right; else the long way looks again, and reports.
+ */
+
+/* A slot for n bytes, aligned as at level 0. Return: NULL: not the quick way. */
+KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes)
+{
+	size_t want = n + (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN), mask = 0;
+	struct kslab_zone *zone;
+	struct kslab_sc *sc;
+	void *object = NULL;
+
+	if (kslab_is_power_of_two(n)) {
+		mask = n - 1;
+		want = (want + mask) & ~mask;
+	}
+	if ((want - 1) / 8 >= heap->debug_limit)
+		return NULL;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0)) {
+		kslab_zone_enter(zone);
+		sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[(want - 1) / 8]);
+		*bytes = sc->size;
+		if ((sc->size & mask) == 0)
+			object = kslab_sc_pop(sc);
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	return object;
+}
+
+/* The class of level 0. */
+KSLAB_INLINE unsigned routed_class(const struct kslab_heap *heap, size_t n)
+{
+	return (unsigned)((heap->route[(n - (n != 0)) / 8] - offsetof(struct kslab_zone, sc)) / sizeof(struct kslab_sc));
+}
+
+void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller)
+{
+	struct kslab_request request = { NULL, 0, flags, caller };
+	unsigned char *object = NULL;
+	size_t bytes;
+
+	if (n < KSLAB_ROUTE_MAX_BYTES && !kslab_inject_is_on(heap))
+		object = pop(heap, n, &bytes);
+	if (KSLAB_UNLIKELY(object == NULL))
+		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
+	if (heap->debug_level >= 2) {
+		const struct slot slot = { object, bytes, bytes - sizeof(struct trailer), NULL,
+					   (struct trailer *)(void *)(object + bytes - sizeof(struct trailer)),
+					   false, true };
+
+		issue(heap, slot, &request, n, routed_class(heap, n));
+	} else {
+		const struct slot slot = { object, bytes, bytes - 1, NULL, NULL, true, true };
+
+		issue(heap, slot, &request, n, routed_class(heap, n));
+	}
+	return object;
+}
+
+/* An object of this CPU's page that changes no list (kslab_fence_free). Return: false: nothing was done. */
+static bool free_quickly(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uintptr_t address)
+{
+	const struct kslab_sc *sc = page->sc;
+	uint32_t index = kslab_page_index(page, address);
+	struct kslab_bits *bits;
+	struct slot slot = { (unsigned char *)address, 0, 0, NULL, NULL, true, true };
+	const uintptr_t pattern = words_of(poison(heap));
+	kslab_word freed;
+
+	if ((uintptr_t)sc - (uintptr_t)zone - offsetof(struct kslab_zone, sc) >= sizeof(zone->sc) ||
+	    (page->state != KSLAB_PAGE_CURRENT && page->state != KSLAB_PAGE_PARTIAL) || index >= page->slots)
+		return false;
+	bits = &page->bits[index / KSLAB_WORD_BITS];
+	freed = KSLAB_LOAD_RELAXED(&bits->freed);
+	if (((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(index)) ||
+	    (freed | kslab_bit(index)) == ~(kslab_word)0)
+		return false;
+	slot.bytes = sc->size;
+	slot.room = slot.bytes - 1;
+	if (!is_tail_sound(&slot))
+		return false;
+	open_slot(&slot);
+	set_code(&slot, CODE_FREE); /* before the poison, as in kslab_debug_retire */
+	KSLAB_BARRIER();
+	set_words(slot.start, body_of(&slot), pattern);
+	*tail_of(&slot) = free_tail(&slot, pattern);
+	close_slot(&slot);
+	KSLAB_STORE_RELEASE(&bits->freed, freed | kslab_bit(index));
+	return true;
+}
+
+void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)p);
+	struct kslab_zone *zone;
+	bool done = false;
+
+	if (heap->debug_level == 1) {
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_zone(heap);
+		if (KSLAB_LOAD_RELAXED(&zone->owner.key) != 0) {
+			kslab_zone_enter(zone);
+			if (KSLAB_LOAD_RELAXED(&page->owner) == ((uintptr_t)zone | KSLAB_TAG_DEBUG))
+				done = free_quickly(heap, zone, page, (uintptr_t)p);
+			kslab_zone_leave(zone);
+		}
+		KSLAB_PORT_UNPIN();
+	}
+	if (KSLAB_UNLIKELY(!done))
+		kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
 /* ---- large blocks --------------------------------------------------------------------------------------- */

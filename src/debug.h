@@ -47,11 +47,15 @@ bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page,
 /* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
 			 size_t align);
+/* kslab_heap_malloc at a debug level; flags as in kslab_alloc. The quick way if there is one. */
+void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
 /* n of a live slot changes in place; it was measured. */
 void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n);
 /* A free of a slot that lies right, through the right door; from here on everything is done or reported. */
 void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index, struct kslab_cache *cache,
 		      const void *caller);
+/* kslab_heap_free at a debug level: whatever p is. */
+void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller);
 /* A page is given back: report what was written to its slots. No zone entered, no lock held. */
 void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page);
 

@@ -39,9 +39,12 @@ static bool is_zone(const struct kslab_heap *heap, const struct kslab_owner *own
 /* A class allocator of this very zone. */
 static bool is_sc_of(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_sc *sc)
 {
+	uintptr_t offset = (uintptr_t)sc - (uintptr_t)zone->sc;
 	const struct kslab_sc *own;
 
-	for (unsigned i = 0; (own = kslab_zone_sc(heap, zone, i)) != NULL; i++)
+	if (offset < sizeof(zone->sc))
+		return offset % sizeof(*sc) == 0;
+	for (unsigned i = KSLAB_CLASSES; (own = kslab_zone_sc(heap, zone, i)) != NULL; i++)
 		if (own == sc)
 			return true;
 	return false;
@@ -90,8 +93,9 @@ static const char *check_geometry(const struct kslab_heap *heap, const struct ks
 	    kslab_page_map_find(&heap->map, page->data + (bytes - 1)) != page ||
 	    kslab_page_map_find(&heap->map, page->data + bytes) == page)
 		return "corrupt metadata: a page's address contradicts the page map";
-	if (page->slots == 0 || page->slots > kslab_divide(bytes, sc->size) ||
-	    page->inverse != kslab_page_inverse(sc->size) || page->rotate != kslab_ctz(sc->size))
+	/* Without a division; the inverse is the one number that makes 1 of the odd part of the size. */
+	if (page->slots == 0 || (uint64_t)page->slots * sc->size > bytes || page->rotate != kslab_ctz(sc->size) ||
+	    (sc->size >> page->rotate) * page->inverse != 1)
 		return "corrupt metadata: the slots of a page contradict its class";
 	return NULL;
 }

@@ -685,7 +685,7 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 
 	KSLAB_TAKE_CALLER(caller);
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return malloc_slower(n, heap, caller);
+		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller) : malloc_slower(n, heap, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
@@ -1000,7 +1000,10 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 		kslab_heap_fault_pointer(heap, p, NULL, caller);
 	return;
 slow:
-	kslab_heap_free_slow(heap, p, NULL, caller);
+	if (heap->debug_level != 0)
+		kslab_debug_free_any(p, heap, caller);
+	else
+		kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
 KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller)

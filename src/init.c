@@ -73,8 +73,10 @@ static void init_routes(struct kslab_heap *heap)
 		heap->route[i] = (uint16_t)(offsetof(struct kslab_zone, sc) + cls * sizeof(struct kslab_sc));
 		heap->route_limit = i + 1;
 	}
-	if (heap->debug_level != 0)
+	if (heap->debug_level != 0) {
+		heap->debug_limit = heap->route_limit;
 		heap->route_limit = 0; /* every call goes the slow way, where the checks are */
+	}
 }
 
 static bool is_valid_config(const struct kslab_config *config, size_t page_bytes, size_t max_page_bytes,
@@ -280,7 +282,7 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
 	if (reason != KSLAB_OK) {
 		unlink_heap(heap);
 		heap->state = 0;
-		heap->route_limit = 0;
+		heap->route_limit = heap->debug_limit = 0;
 		heap->boot_zone.owner.key = 0;
 	}
 	return reason;
@@ -369,7 +371,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 	if (heap->debug_level != 0)
 		kslab_fence_release(heap);
 	unlink_heap(heap);
-	heap->route_limit = 0;
+	heap->route_limit = heap->debug_limit = 0;
 	heap->state = 0;
 	heap->map.limit = 0;
 	heap->map.side[0] = 0;

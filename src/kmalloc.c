@@ -45,7 +45,8 @@ KSLAB_INLINE void *zalloc(struct kslab_heap *heap, size_t n)
 {
 	/* Large runs may be known to be zero; debug levels know the exact end. One compare with that of malloc_fast. */
 	if (KSLAB_UNLIKELY((n - 1) / 8 >= heap->route_limit))
-		return kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
+		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, KSLAB_ZERO, KSLAB_CALLER()) :
+						kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
 	return zero(kslab_heap_malloc_fast(heap, n, KSLAB_CALLER()), n);
 }
 
@@ -94,7 +95,7 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
 	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller) :
-					       kslab_heap_alloc_any(heap, n, 1, 0, caller);
+					       kslab_debug_malloc(n, heap, 0, caller);
 
 	if (fresh == NULL)
 		return NULL;
@@ -102,7 +103,7 @@ static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const 
 	if (heap->debug_level == 0)
 		kslab_heap_free_fast(heap, p, caller);
 	else
-		kslab_heap_free_slow(heap, p, NULL, caller);
+		kslab_debug_free_any(p, heap, caller);
 	return fresh;
 }
 
@@ -113,7 +114,7 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 
 	if (p == NULL)
 		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller) :
-						kslab_heap_alloc_any(heap, n, 1, 0, caller);
+						kslab_debug_malloc(n, heap, 0, caller);
 	if (n == 0) {
 		kslab_heap_free_slow(heap, p, NULL, caller);
 		return NULL;
@@ -274,7 +275,7 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 			break;
 		/* Makes a page, or says why not. */
 		out[got] = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, KSLAB_CALLER()) :
-						    kslab_heap_alloc_any(heap, n, 1, 0, KSLAB_CALLER());
+						    kslab_debug_malloc(n, heap, 0, KSLAB_CALLER());
 		if (out[got] == NULL)
 			break;
 		got++;
@@ -288,7 +289,7 @@ void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptr
 		if (heap->debug_level == 0)
 			kslab_heap_free_fast(heap, ptrs[i], KSLAB_CALLER());
 		else
-			kslab_heap_free_slow(heap, ptrs[i], NULL, KSLAB_CALLER());
+			kslab_debug_free_any(ptrs[i], heap, KSLAB_CALLER());
 	}
 }
 

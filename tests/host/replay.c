@@ -3,15 +3,17 @@
  * or preloaded.
  * Runs: host program, one thread.
  *
- * replay [-c] [-i] [-n times] trace...
+ * replay [-c | -w] [-i] [-n times] trace...
  *   -c  check: every object is aligned, keeps its contents, and is zero where promised
+ *   -w  write every object in words when it is new or moved, and read it before it is freed: what a
+ *       program does at least, and what tests/kernel/replay.c does
  *   -i  inform only: what is in the trace, without playing it
  *   -n  play it that many times (1)
  * Prints one line per trace, and exits with 1 at the first broken promise.
  *
  * Own memory comes from mmap, and is touched before the clock and the resident size are read, so
- * that the figures are the allocator's. Without -c the first byte of every object and of every
- * further 4096 is written, as a program would.
+ * that the figures are the allocator's. Without -c and -w the first byte of every object and of
+ * every further 4096 is written.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -193,6 +195,27 @@ static void touch(struct object *o)
 		o->p[i] = o->seed;
 }
 
+static void write_words(struct object *o)
+{
+	uint64_t value = o->seed, words = o->size / sizeof(value);
+
+	for (uint64_t i = 0; i < words; i++, value += 0x9e3779b97f4a7c15u)
+		memcpy(o->p + i * sizeof(value), &value, sizeof(value));
+	memcpy(o->p + words * sizeof(value), &value, o->size % sizeof(value));
+}
+
+static bool are_words(const struct object *o)
+{
+	uint64_t value = o->seed, words = o->size / sizeof(value), word;
+
+	for (uint64_t i = 0; i < words; i++, value += 0x9e3779b97f4a7c15u) {
+		memcpy(&word, o->p + i * sizeof(word), sizeof(word));
+		if (word != value)
+			return false;
+	}
+	return !memcmp(o->p + words * sizeof(value), &value, o->size % sizeof(value));
+}
+
 /* Byte i of an object is seed + i modulo 251: neighbours, and shifted copies, differ. */
 static void fill(struct object *o)
 {
@@ -281,11 +304,13 @@ static void check_step(const struct trace *t, struct object *objects, size_t i)
 	fill(o);
 }
 
-static void plain_step(const struct trace *t, struct object *objects, size_t i)
+static void plain_step(const struct trace *t, struct object *objects, size_t i, bool writes)
 {
 	const struct step *step = &t->steps[i];
 	struct object *o = &objects[step->slot];
 
+	if (writes && o->p && !are_words(o))
+		die(t->name, "contents changed", i);
 	if (step->op == OP_FREE) {
 		free(o->p);
 		o->p = NULL;
@@ -295,16 +320,20 @@ static void plain_step(const struct trace *t, struct object *objects, size_t i)
 	if (!o->p)
 		die(t->name, "out of memory", i);
 	o->size = step->size;
-	touch(o);
+	o->seed = (unsigned char)(i % 251);
+	if (writes)
+		write_words(o);
+	else
+		touch(o);
 }
 
-static void play(const struct trace *t, struct object *objects, bool check)
+static void play(const struct trace *t, struct object *objects, bool check, bool writes)
 {
 	for (size_t i = 0; i < t->count; i++)
 		if (check)
 			check_step(t, objects, i);
 		else
-			plain_step(t, objects, i);
+			plain_step(t, objects, i, writes);
 	for (size_t slot = 0; slot < t->slots; slot++) {
 		struct object *o = &objects[slot];
 
@@ -333,13 +362,15 @@ static long peak_kib(void)
 
 int main(int argc, char **argv)
 {
-	bool check = false, inform = false;
+	bool check = false, writes = false, inform = false;
 	unsigned long times = 1;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "cin:")) != -1) {
+	while ((opt = getopt(argc, argv, "cwin:")) != -1) {
 		if (opt == 'c')
 			check = true;
+		else if (opt == 'w')
+			writes = true;
 		else if (opt == 'i')
 			inform = true;
 		else if (opt == 'n')
@@ -348,7 +379,7 @@ int main(int argc, char **argv)
 			optind = argc;
 	}
 	if (optind >= argc || !times) {
-		fprintf(stderr, "usage: replay [-c] [-i] [-n times] trace...\n");
+		fprintf(stderr, "usage: replay [-c | -w] [-i] [-n times] trace...\n");
 		return 2;
 	}
 	for (; optind < argc; optind++) {
@@ -370,7 +401,7 @@ int main(int argc, char **argv)
 			before = peak_kib();
 			start = seconds();
 			for (unsigned long n = 0; n < times; n++)
-				play(&t, objects, check);
+				play(&t, objects, check, writes);
 			time = seconds() - start;
 			printf("; %.2f million calls/s, resident peak +%.2f MiB%s",
 			       (double)(t.count + s.live) * (double)times / time * 1e-6,
