@@ -358,6 +358,202 @@ static size_t read_trailer(const struct slot *slot, size_t *n, unsigned *cls)
 	return wrong != NONE ? *n + wrong : slot->room;
 }
 
+/* ---- contents in words ---------------------------------------------------------------------------------- */
+
+/*
+ * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8 bytes. The last 8
+ * bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at byte i of it in memory.
+ */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
+#define BYTES_FROM(type, i) ((type)(~(type)0 << 8 * (i)))
+#define INFO(tail) ((uint32_t)(tail))
+#define FROM_INFO(info) ((uint64_t)(info))
+#else
+#define BYTE(i, value) ((uint64_t)(value) << 8 * (7 - (i)))
+#define BYTES_FROM(type, i) ((type)(~(type)0 >> 8 * (i)))
+#define INFO(tail) ((uint32_t)((tail) >> 32))
+#define FROM_INFO(info) ((uint64_t)(info) << 32)
+#endif
+#define REDZONE_64 (~(uint64_t)0 / 255 * REDZONE)
+#define CODE_MASK BYTE(7, 0xff)
+
+KSLAB_INLINE uint64_t *tail_of(const struct slot *slot)
+{
+	return (uint64_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
+}
+
+/* The same byte in all of them. */
+KSLAB_INLINE uint64_t wide(uintptr_t pattern)
+{
+	return sizeof(pattern) == 8 ? pattern : (uint64_t)pattern << 32 | pattern;
+}
+
+/* The tail of a free slot. */
+KSLAB_INLINE uint64_t free_tail(const struct slot *slot, uintptr_t poison)
+{
+	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(slot, CODE_FREE));
+}
+
+/* Bytes before the tail or the trailer: whole words. */
+KSLAB_INLINE size_t body_of(const struct slot *slot)
+{
+	return slot->trailer != NULL ? slot->room : slot->bytes - TAIL_LONG;
+}
+
+/* Four words at a time; the last four overlap, so that no length takes a branch of its own. */
+KSLAB_INLINE bool are_words(const unsigned char *p, size_t bytes, uintptr_t pattern)
+{
+	const uintptr_t *w = (const uintptr_t *)(const void *)p, *end = w + bytes / sizeof(*w);
+	uintptr_t other = 0;
+
+	if (bytes < 4 * sizeof(*w)) {
+		for (; w < end; w++)
+			other |= *w ^ pattern;
+		return other == 0;
+	}
+	end -= 4;
+	other = (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
+	for (w += 4; w < end; w += 4)
+		other |= (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
+	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) | (end[3] ^ pattern)) == 0;
+}
+
+KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
+{
+	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
+
+	if (bytes < 4 * sizeof(*w)) {
+		for (; w < end; w++) {
+			*w = pattern;
+			KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
+		}
+		return;
+	}
+	if (KSLAB_UNLIKELY(bytes > 512)) {
+		memset(p, (int)(pattern & 0xff), bytes);
+		return;
+	}
+	end -= 4;
+	w[0] = w[1] = w[2] = w[3] = pattern;
+	for (w += 4; w < end; w += 4) {
+		w[0] = w[1] = w[2] = w[3] = pattern;
+		KSLAB_BARRIER();
+	}
+	end[0] = end[1] = end[2] = end[3] = pattern;
+}
+
+/* The redzone between n and the end of the body. */
+KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
+{
+	size_t end = body_of(slot);
+	const uintptr_t *w = (const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
+	uintptr_t other;
+
+	if (n >= end)
+		return true;
+	other = (*w ^ words_of(REDZONE)) & BYTES_FROM(uintptr_t, n % sizeof(*w));
+	for (w++; w < (const uintptr_t *)(const void *)(slot->start + end); w++)
+		other |= *w ^ words_of(REDZONE);
+	return other == 0;
+}
+
+/*
+ * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The last four are
+ * left for the end, as they may be among the others.
+ */
+KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, uintptr_t to)
+{
+	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
+
+	if (bytes < 4 * sizeof(*w) || bytes > 512) {
+		if (!are_words(p, bytes, from))
+			return false;
+		set_words(p, bytes, to);
+		return true;
+	}
+	end -= 4;
+	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from) |
+	     (w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)
+		return false;
+	w[0] = w[1] = w[2] = w[3] = to;
+	for (w += 4; w < end; w += 4) {
+		if (KSLAB_UNLIKELY(((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
+			set_words(p, (size_t)((unsigned char *)w - p), from);
+			return false;
+		}
+		w[0] = w[1] = w[2] = w[3] = to;
+		KSLAB_BARRIER();
+	}
+	end[0] = end[1] = end[2] = end[3] = to;
+	return true;
+}
+
+/* The body holds the client's pattern; from n on it becomes redzone. */
+KSLAB_INLINE void set_redzone(const struct slot *slot, size_t n, uintptr_t pattern)
+{
+	uintptr_t *w = (uintptr_t *)(void *)(slot->start + (n & ~(sizeof(*w) - 1)));
+	uintptr_t *end = (uintptr_t *)(void *)(slot->start + body_of(slot)), mask;
+
+	if (w >= end)
+		return;
+	mask = BYTES_FROM(uintptr_t, n % sizeof(*w));
+	*w = (pattern & ~mask) | (words_of(REDZONE) & mask);
+	for (w++; w < end; w++) {
+		*w = words_of(REDZONE);
+		KSLAB_BARRIER();
+	}
+}
+
+KSLAB_INLINE void set_tail(const struct slot *slot, size_t n, unsigned cls, uintptr_t pattern)
+{
+	size_t slack = slot->bytes - n;
+	uint64_t tail = REDZONE_64;
+
+	if (slack >= TAIL_LONG) {
+		tail &= ~FROM_INFO(UINT32_MAX);
+		tail |= FROM_INFO(info_of(n, cls) ^ hash_of(slot));
+		slack = CODE_LONG;
+	} else {
+		uint64_t mask = BYTES_FROM(uint64_t, TAIL_LONG - slack);
+
+		tail = (wide(pattern) & ~mask) | (tail & mask);
+	}
+	*tail_of(slot) = (tail & ~CODE_MASK) | BYTE(7, code_byte(slot, (unsigned)slack));
+}
+
+/* A free slot of a class; false: look closer. */
+KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
+{
+	const uintptr_t pattern = words_of(poison(heap));
+
+	return slot.cache == NULL &&
+	       (slot.trailer != NULL ? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED) :
+				       *tail_of(&slot) == free_tail(&slot, pattern)) &&
+	       are_words(slot.start, body_of(&slot), pattern);
+}
+
+/* A live slot without a trailer. Return: n, or NONE: look closer. *cls as in live_damage. */
+KSLAB_INLINE size_t read_sound_tail(const struct slot *slot, unsigned *cls)
+{
+	uint64_t tail = *tail_of(slot), redzone = (tail ^ REDZONE_64) & ~CODE_MASK;
+	unsigned code = code_of(slot);
+	uint32_t info;
+
+	*cls = KSLAB_CLASSES;
+	if (code != CODE_LONG) {
+		if (code < SLACK_MIN || code > CODE_LONG || (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) != 0)
+			return NONE;
+		return slot->bytes - code;
+	}
+	info = INFO(tail) ^ hash_of(slot);
+	*cls = info >> 16 & 0xff;
+	if (!is_info(info, slot, TAIL_LONG - 1) || (redzone & ~FROM_INFO(UINT32_MAX)) != 0 ||
+	    !is_redzone(slot, info & 0xffff))
+		return NONE;
+	return info & 0xffff;
+}
+
 /* ---- judge a slot by its contents ----------------------------------------------------------------------- */
 
 /* A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES: the slot's own. */
@@ -365,6 +561,11 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 {
 	size_t wrong = NONE, end = slot->room, at;
 
+	if (slot->cache == NULL && slot->trailer == NULL) {
+		*n = read_sound_tail(slot, cls);
+		if (KSLAB_LIKELY(*n != NONE))
+			return NONE;
+	}
 	*cls = KSLAB_CLASSES;
 	if (slot->trailer != NULL) {
 		wrong = read_trailer(slot, n, cls);
@@ -390,9 +591,11 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 /* A free slot. */
 static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot)
 {
-	size_t from = slot->poisons ? 0 : slot->cache->size;
-	size_t at = find_other(slot->start + from, slot->room - from, slot->poisons ? poison(heap) : REDZONE);
+	size_t from = slot->poisons ? 0 : slot->cache->size, at;
 
+	if (KSLAB_LIKELY(is_free_sound(heap, *slot)))
+		return NONE;
+	at = find_other(slot->start + from, slot->room - from, slot->poisons ? poison(heap) : REDZONE);
 	if (at != NONE)
 		return from + at;
 	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
@@ -568,189 +771,6 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 	if (is_free(page, index, &slot) || live_damage(&slot, &asked, &cls) != NONE)
 		return true;
 	return kslab_heap_plain_class(heap, n, align) == (cls < KSLAB_CLASSES ? cls : page->sc->cls);
-}
-
-/* ---- contents in words ---------------------------------------------------------------------------------- */
-
-/*
- * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8 bytes. The last 8
- * bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at byte i of it in memory.
- */
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
-#define BYTES_FROM(type, i) ((type)(~(type)0 << 8 * (i)))
-#define INFO(tail) ((uint32_t)(tail))
-#define FROM_INFO(info) ((uint64_t)(info))
-#else
-#define BYTE(i, value) ((uint64_t)(value) << 8 * (7 - (i)))
-#define BYTES_FROM(type, i) ((type)(~(type)0 >> 8 * (i)))
-#define INFO(tail) ((uint32_t)((tail) >> 32))
-#define FROM_INFO(info) ((uint64_t)(info) << 32)
-#endif
-#define REDZONE_64 (~(uint64_t)0 / 255 * REDZONE)
-#define CODE_MASK BYTE(7, 0xff)
-
-KSLAB_INLINE uint64_t *tail_of(const struct slot *slot)
-{
-	return (uint64_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
-}
-
-/* The same byte in all of them. */
-KSLAB_INLINE uint64_t wide(uintptr_t pattern)
-{
-	return sizeof(pattern) == 8 ? pattern : (uint64_t)pattern << 32 | pattern;
-}
-
-/* The tail of a free slot. */
-KSLAB_INLINE uint64_t free_tail(const struct slot *slot, uintptr_t poison)
-{
-	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(slot, CODE_FREE));
-}
-
-/* Bytes before the tail or the trailer: whole words. */
-KSLAB_INLINE size_t body_of(const struct slot *slot)
-{
-	return slot->trailer != NULL ? slot->room : slot->bytes - TAIL_LONG;
-}
-
-/* Four words at a time; the last four overlap, so that no length takes a branch of its own. */
-KSLAB_INLINE bool are_words(const unsigned char *p, size_t bytes, uintptr_t pattern)
-{
-	const uintptr_t *w = (const uintptr_t *)(const void *)p, *end = w + bytes / sizeof(*w);
-	uintptr_t other = 0;
-
-	if (bytes < 4 * sizeof(*w)) {
-		for (; w < end; w++)
-			other |= *w ^ pattern;
-		return other == 0;
-	}
-	for (end -= 4; w < end; w += 4)
-		other |= (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
-	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) | (end[3] ^ pattern)) == 0;
-}
-
-KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
-{
-	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
-
-	if (bytes < 4 * sizeof(*w)) {
-		for (; w < end; w++) {
-			*w = pattern;
-			KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
-		}
-		return;
-	}
-	if (KSLAB_UNLIKELY(bytes > 512)) {
-		memset(p, (int)(pattern & 0xff), bytes);
-		return;
-	}
-	for (end -= 4; w < end; w += 4) {
-		w[0] = w[1] = w[2] = w[3] = pattern;
-		KSLAB_BARRIER();
-	}
-	end[0] = end[1] = end[2] = end[3] = pattern;
-}
-
-/* The redzone between n and the end of the body. */
-KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
-{
-	size_t end = body_of(slot);
-	const uintptr_t *w = (const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
-	uintptr_t other;
-
-	if (n >= end)
-		return true;
-	other = (*w ^ words_of(REDZONE)) & BYTES_FROM(uintptr_t, n % sizeof(*w));
-	for (w++; w < (const uintptr_t *)(const void *)(slot->start + end); w++)
-		other |= *w ^ words_of(REDZONE);
-	return other == 0;
-}
-
-/*
- * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The last four are
- * left for the end, as they may be among the others.
- */
-KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, uintptr_t to)
-{
-	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
-
-	if (bytes < 4 * sizeof(*w) || bytes > 512) {
-		if (!are_words(p, bytes, from))
-			return false;
-		set_words(p, bytes, to);
-		return true;
-	}
-	end -= 4;
-	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from)) != 0)
-		return false;
-	for (; w < end; w += 4) {
-		if (KSLAB_UNLIKELY(((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
-			set_words(p, (size_t)((unsigned char *)w - p), from);
-			return false;
-		}
-		w[0] = w[1] = w[2] = w[3] = to;
-		KSLAB_BARRIER();
-	}
-	end[0] = end[1] = end[2] = end[3] = to;
-	return true;
-}
-
-/* The body holds the client's pattern; from n on it becomes redzone. */
-KSLAB_INLINE void set_redzone(const struct slot *slot, size_t n, uintptr_t pattern)
-{
-	uintptr_t *w = (uintptr_t *)(void *)(slot->start + (n & ~(sizeof(*w) - 1)));
-	uintptr_t *end = (uintptr_t *)(void *)(slot->start + body_of(slot)), mask;
-
-	if (w >= end)
-		return;
-	mask = BYTES_FROM(uintptr_t, n % sizeof(*w));
-	*w = (pattern & ~mask) | (words_of(REDZONE) & mask);
-	for (w++; w < end; w++) {
-		*w = words_of(REDZONE);
-		KSLAB_BARRIER();
-	}
-}
-
-KSLAB_INLINE void set_tail(const struct slot *slot, size_t n, unsigned cls, uintptr_t pattern)
-{
-	size_t slack = slot->bytes - n;
-	uint64_t tail = REDZONE_64;
-
-	if (slack >= TAIL_LONG) {
-		tail &= ~FROM_INFO(UINT32_MAX);
-		tail |= FROM_INFO(info_of(n, cls) ^ hash_of(slot));
-		slack = CODE_LONG;
-	} else {
-		uint64_t mask = BYTES_FROM(uint64_t, TAIL_LONG - slack);
-
-		tail = (wide(pattern) & ~mask) | (tail & mask);
-	}
-	*tail_of(slot) = (tail & ~CODE_MASK) | BYTE(7, code_byte(slot, (unsigned)slack));
-}
-
-/* A free slot of a class; false: look closer. */
-KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
-{
-	const uintptr_t pattern = words_of(poison(heap));
-
-	return slot.cache == NULL &&
-	       (slot.trailer != NULL ? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED) :
-				       *tail_of(&slot) == free_tail(&slot, pattern)) &&
-	       are_words(slot.start, body_of(&slot), pattern);
-}
-
-/* A live slot without a trailer. */
-KSLAB_INLINE bool is_tail_sound(const struct slot *slot)
-{
-	uint64_t tail = *tail_of(slot), redzone = (tail ^ REDZONE_64) & ~CODE_MASK;
-	unsigned code = code_of(slot);
-	uint32_t info;
-
-	if (code != CODE_LONG)
-		return code >= SLACK_MIN && code < CODE_LONG && (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) == 0;
-	info = INFO(tail) ^ hash_of(slot);
-	return is_info(info, slot, TAIL_LONG - 1) && (redzone & ~FROM_INFO(UINT32_MAX)) == 0 &&
-	       is_redzone(slot, info & 0xffff);
 }
 
 /* ---- the life of a slot --------------------------------------------------------------------------------- */
@@ -969,18 +989,35 @@ void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 		return; /* was never in use */
 	for (uint32_t i = 0; i < page->slots; i++) {
 		const struct slot slot = slot_of(heap, page, i);
-		struct kslab_report report;
+		struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
+					       .count = free_damage(heap, &slot),
+					       .what = "use after free: found when the page was given back" };
 
-		if (KSLAB_LIKELY(is_free_sound(heap, slot)))
-			continue;
-		report = (struct kslab_report){ .fault = KSLAB_FAULT_USE_AFTER_FREE,
-						.count = free_damage(heap, &slot),
-						.what = "use after free: found when the page was given back" };
-		if (report.count == NONE)
+		if (KSLAB_LIKELY(report.count == NONE))
 			continue;
 		describe(heap, page, &slot, &report);
 		kslab_report_fault(heap, &report);
 	}
+}
+
+/* ---- frees that change no list -------------------------------------------------------------------------- */
+
+/* A page of this zone, of a size class, that its owner may be asked for. FULL ones are not. */
+KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_page *page)
+{
+	return KSLAB_LOAD_RELAXED(&page->owner) == ((uintptr_t)zone | KSLAB_TAG_DEBUG) &&
+	       (uintptr_t)page->sc - (uintptr_t)zone->sc < sizeof(zone->sc);
+}
+
+/* The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence (kslab_fence_free). */
+KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
+{
+	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
+	kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed);
+
+	return (page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) &&
+	       !((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(index)) &&
+	       (freed | kslab_bit(index)) != ~(kslab_word)0;
 }
 
 /* ---- quarantine ----------------------------------------------------------------------------------------- */
@@ -1022,8 +1059,23 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, object);
 	uint32_t index = kslab_page_index(page, object);
+	struct kslab_zone *zone;
+	bool done = false;
 
-	if (index < page->slots) /* else: fenced meanwhile */
+	if (index >= page->slots) /* fenced meanwhile */
+		return;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_LOAD_RELAXED(&zone->owner.key) != 0) {
+		kslab_zone_enter(zone);
+		done = is_plain(zone, page) && is_quiet_free(page, index);
+		if (done)
+			KSLAB_STORE_RELEASE(&page->bits[index / KSLAB_WORD_BITS].freed,
+					    page->bits[index / KSLAB_WORD_BITS].freed | kslab_bit(index));
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	if (KSLAB_UNLIKELY(!done))
 		kslab_heap_set_free(heap, page, index, NULL, caller);
 }
 
@@ -1137,7 +1189,7 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
  */
 
 /* A slot for n bytes, aligned as at level 0. Return: NULL: not the quick way. */
-KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes)
+KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes, const void *caller)
 {
 	size_t want = n + (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN), mask = 0;
 	struct kslab_zone *zone;
@@ -1152,15 +1204,24 @@ KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes)
 		return NULL;
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
-	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0)) {
-		kslab_zone_enter(zone);
-		sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[(want - 1) / 8]);
-		*bytes = sc->size;
-		if ((sc->size & mask) == 0)
-			object = kslab_sc_pop(sc);
-		kslab_zone_leave(zone);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
+		KSLAB_PORT_UNPIN();
+		return NULL;
 	}
-	KSLAB_PORT_UNPIN();
+	kslab_zone_enter(zone);
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[(want - 1) / 8]);
+	*bytes = sc->size;
+	if (KSLAB_LIKELY((sc->size & mask) == 0)) {
+		object = kslab_sc_pop(sc);
+		if (object == NULL && sc->page != NULL && kslab_fence_is_sound(heap, zone, sc->page))
+			object = kslab_sc_next_word(&zone->owner, sc);
+	}
+	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
+		kslab_zone_leave_reporting(heap, zone, caller);
+	} else {
+		kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
+	}
 	return object;
 }
 
@@ -1177,7 +1238,7 @@ void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, cons
 	size_t bytes;
 
 	if (n < KSLAB_ROUTE_MAX_BYTES && !kslab_inject_is_on(heap))
-		object = pop(heap, n, &bytes);
+		object = pop(heap, n, &bytes, caller);
 	if (KSLAB_UNLIKELY(object == NULL))
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
 	if (heap->debug_level >= 2) {
@@ -1194,27 +1255,16 @@ void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, cons
 	return object;
 }
 
-/* An object of this CPU's page that changes no list (kslab_fence_free). Return: false: nothing was done. */
-static bool free_quickly(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uintptr_t address)
+/* Level 1, in the entered zone of the page. Return: false: nothing was done. */
+KSLAB_INLINE bool free_in_zone(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
-	const struct kslab_sc *sc = page->sc;
 	uint32_t index = kslab_page_index(page, address);
-	struct kslab_bits *bits;
-	struct slot slot = { (unsigned char *)address, 0, 0, NULL, NULL, true, true };
+	const struct slot slot = { (unsigned char *)address, page->sc->size, page->sc->size - 1, NULL, NULL, true, true };
 	const uintptr_t pattern = words_of(poison(heap));
-	kslab_word freed;
+	kslab_word *freed;
+	unsigned cls;
 
-	if ((uintptr_t)sc - (uintptr_t)zone - offsetof(struct kslab_zone, sc) >= sizeof(zone->sc) ||
-	    (page->state != KSLAB_PAGE_CURRENT && page->state != KSLAB_PAGE_PARTIAL) || index >= page->slots)
-		return false;
-	bits = &page->bits[index / KSLAB_WORD_BITS];
-	freed = KSLAB_LOAD_RELAXED(&bits->freed);
-	if (((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(index)) ||
-	    (freed | kslab_bit(index)) == ~(kslab_word)0)
-		return false;
-	slot.bytes = sc->size;
-	slot.room = slot.bytes - 1;
-	if (!is_tail_sound(&slot))
+	if (index >= page->slots || !is_quiet_free(page, index) || read_sound_tail(&slot, &cls) == NONE)
 		return false;
 	open_slot(&slot);
 	set_code(&slot, CODE_FREE); /* before the poison, as in kslab_debug_retire */
@@ -1222,7 +1272,33 @@ static bool free_quickly(struct kslab_heap *heap, struct kslab_zone *zone, struc
 	set_words(slot.start, body_of(&slot), pattern);
 	*tail_of(&slot) = free_tail(&slot, pattern);
 	close_slot(&slot);
-	KSLAB_STORE_RELEASE(&bits->freed, freed | kslab_bit(index));
+	freed = &page->bits[index / KSLAB_WORD_BITS].freed;
+	KSLAB_STORE_RELEASE(freed, *freed | kslab_bit(index));
+	return true;
+}
+
+/* Level 2: into the quarantine. Return: false: nothing was done. */
+KSLAB_INLINE bool free_to_quarantine(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address,
+				     const void *caller)
+{
+	uint32_t index = kslab_page_index(page, address);
+	size_t bytes = page->sc->size, room = bytes - sizeof(struct trailer);
+	struct trailer *trailer = (struct trailer *)(address + room);
+	const struct slot slot = { (unsigned char *)address, bytes, room, NULL, trailer, false, true };
+	uintptr_t live;
+
+	if (index >= page->slots || is_free_bit(page, index))
+		return false;
+	live = sum(trailer, LIVE);
+	if (KSLAB_LOAD_ACQUIRE(&trailer->state) != live || !is_redzone(&slot, (trailer->info ^ hash_of(&slot)) & 0xffff) ||
+	    !KSLAB_CAS_ACQ_REL(&trailer->state, &live, busy(trailer)))
+		return false;
+	trailer->free_caller = caller;
+	open_slot(&slot);
+	set_words(slot.start, room, words_of(poison(heap)));
+	seal(trailer, FREED);
+	close_slot(&slot);
+	quarantine(heap, address, bytes, heap->quarantine.max_bytes, caller);
 	return true;
 }
 
@@ -1232,16 +1308,19 @@ void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller)
 	struct kslab_zone *zone;
 	bool done = false;
 
-	if (heap->debug_level == 1) {
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_zone(heap);
-		if (KSLAB_LOAD_RELAXED(&zone->owner.key) != 0) {
-			kslab_zone_enter(zone);
-			if (KSLAB_LOAD_RELAXED(&page->owner) == ((uintptr_t)zone | KSLAB_TAG_DEBUG))
-				done = free_quickly(heap, zone, page, (uintptr_t)p);
-			kslab_zone_leave(zone);
-		}
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
 		KSLAB_PORT_UNPIN();
+	} else if (heap->debug_level == 1) {
+		kslab_zone_enter(zone);
+		done = is_plain(zone, page) && free_in_zone(heap, page, (uintptr_t)p);
+		kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
+	} else {
+		done = is_plain(zone, page);
+		KSLAB_PORT_UNPIN();
+		done = done && free_to_quarantine(heap, page, (uintptr_t)p, caller);
 	}
 	if (KSLAB_UNLIKELY(!done))
 		kslab_heap_free_slow(heap, p, NULL, caller);

@@ -377,6 +377,11 @@ void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct 
 		mend(heap, zone, suspect);
 }
 
+bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page *page)
+{
+	return check_page(heap, zone, page) == NULL;
+}
+
 bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index)
 {
 	kslab_word freed = KSLAB_LOAD_RELAXED(&page->bits[index / KSLAB_WORD_BITS].freed) | kslab_bit(index);
