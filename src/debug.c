@@ -554,7 +554,31 @@ KSLAB_INLINE size_t read_sound_tail(const struct slot *slot, unsigned *cls)
 	return info & 0xffff;
 }
 
+/* The same at any level; false: look closer. */
+KSLAB_INLINE bool is_live_sound(const struct slot *slot)
+{
+	const struct trailer *trailer = slot->trailer;
+	unsigned cls;
+
+	if (slot->cache != NULL)
+		return false;
+	if (trailer == NULL)
+		return read_sound_tail(slot, &cls) != NONE;
+	return KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE) &&
+	       is_redzone(slot, (trailer->info ^ hash_of(slot)) & 0xffff);
+}
+
 /* ---- judge a slot by its contents ----------------------------------------------------------------------- */
+
+static bool is_free_bit(const struct kslab_page *page, uint32_t index)
+{
+	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
+	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
+
+	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
+	free |= KSLAB_LOAD_RELAXED(&bits->avail);
+	return (free & kslab_bit(index)) != 0;
+}
 
 /* A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES: the slot's own. */
 static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
@@ -601,16 +625,6 @@ static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot
 	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
 		return slot->room;
 	return slot->has_code && code_of(slot) != CODE_FREE ? slot->room : NONE;
-}
-
-static bool is_free_bit(const struct kslab_page *page, uint32_t index)
-{
-	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
-	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
-
-	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
-	free |= KSLAB_LOAD_RELAXED(&bits->avail);
-	return (free & kslab_bit(index)) != 0;
 }
 
 /* By its bits, or because it is in quarantine. */
@@ -690,6 +704,8 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 	unsigned cls;
 	size_t n;
 
+	if (!is_free_bit(page, index) && is_live_sound(&slot))
+		return NONE;
 	/* Poisoned although its bit says live: just taken, or about to be given back. */
 	if (is_free(page, index, &slot) || is_on_its_way(heap, &slot)) {
 		*what = "a free object was written to";
