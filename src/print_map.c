@@ -5,6 +5,7 @@
  */
 #include <kslab/observe.h>
 
+#include "debug.h"
 #include "heap.h"
 #include "print.h"
 
@@ -19,9 +20,9 @@ struct map_printer {
 	size_t pages; /* printed in this class so far */
 };
 
-static char letter(const struct kslab_sc *sc, const struct kslab_page *page)
+static char letter(const struct map_printer *map, const struct kslab_sc *sc, const struct kslab_page *page)
 {
-	uint32_t live = kslab_page_live(page);
+	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(map->heap, page);
 
 	if (page == sc->page)
 		return '@';
@@ -60,7 +61,7 @@ static void print_page(struct map_printer *map, const struct kslab_sc *sc,
 		kslab_print_char(&map->printer, '\n');
 		kslab_print_text(&map->printer, "", LABEL_COLUMNS);
 	}
-	kslab_print_char(&map->printer, letter(sc, page));
+	kslab_print_char(&map->printer, letter(map, sc, page));
 }
 
 /* The part of a zone that is printed now, or NULL. */

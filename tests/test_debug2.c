@@ -196,6 +196,48 @@ static void quarantined_objects_count_as_free(void **state)
 	testing_end(&t);
 }
 
+struct text {
+	char bytes[4000];
+	size_t used;
+};
+
+static void put_char(void *ctx, char c)
+{
+	struct text *text = ctx;
+
+	assert_true(text->used + 1 < sizeof(text->bytes));
+	text->bytes[text->used++] = c;
+	text->bytes[text->used] = '\0';
+}
+
+/* A page whose objects all wait in the quarantine is drawn as what it is for the client: empty. */
+static void quarantined_objects_are_drawn_as_free(void **state)
+{
+	struct text text = { { 0 }, 0 };
+	size_t count, slots;
+	void *p[60];
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	p[0] = get(300);
+	slots = page_of(p[0])->slots;
+	assert_true(slots < 59);
+	for (count = 1; count <= slots; count++) /* one more than the page has */
+		p[count] = get(300);
+	assert_int_equal(page_of(p[0])->state, KSLAB_PAGE_FULL);
+	kslab_heap_print_map(&t.heap, put_char, &text);
+	assert_non_null(strchr(text.bytes + strcspn(text.bytes, "\n"), '#'));
+	for (size_t i = 0; i < slots; i++)
+		put(p[i]);
+	assert_int_equal(t.heap.quarantine.count, slots);
+	text.used = 0;
+	kslab_heap_print_map(&t.heap, put_char, &text);
+	assert_null(strchr(text.bytes + strcspn(text.bytes, "\n"), '#'));
+	assert_non_null(strchr(text.bytes + strcspn(text.bytes, "\n"), '.'));
+	put(p[slots]);
+	testing_end(&t);
+}
+
 /* An object at the address of an older one is told from it by its number. */
 static void marks_are_exact(void **state)
 {
@@ -386,6 +428,7 @@ int main(void)
 		TEST(the_window_is_bounded_in_bytes),
 		TEST(without_quarantine_objects_are_free_at_once),
 		TEST(quarantined_objects_count_as_free),
+		TEST(quarantined_objects_are_drawn_as_free),
 		TEST(marks_are_exact),
 		TEST(pressure_empties_the_quarantine),
 		TEST(caches_go_with_their_quarantined_objects),

@@ -20,6 +20,8 @@ CURRENT, PARTIAL, FULL, EMPTY, LARGE, FENCED = 1, 2, 3, 4, 5, 6
 STATES = ["idle", "current", "partial", "full", "empty", "large block", "fenced"]
 TAG_FULL, TAG_CACHE, TAG_LARGE, TAG_MASK = 1, 2, 8, 63
 CLASS_CACHE = 0xFFFF
+BUSY, FREED = 0x42555359, 0x46524545  # states of a trailer
+REDZONE, CODES = 0xBB, 126  # of level 1
 COLUMNS = 76
 LEAKS_SHOWN = 64
 
@@ -80,7 +82,7 @@ class Page:
     def __init__(self, heap, address):
         self.heap, self.address = heap, address
         self.__dict__.update(heap.page_layout.read(address))
-        self._bits = None
+        self._bits = self._held = None
 
     def words(self):
         return (self.slots + self.heap.memory.bits - 1) // self.heap.memory.bits
@@ -96,8 +98,18 @@ class Page:
         avail, freed, remote = self.bits()[index // self.heap.memory.bits]
         return bool((avail | freed | remote) >> (index % self.heap.memory.bits) & 1)
 
+    def taken(self):
+        """Slots whose bits say live: what waits in quarantine does."""
+        return [i for i in range(self.slots) if not self.is_free(i)]
+
+    def held(self):
+        """How many of them wait in quarantine."""
+        if self._held is None:
+            self._held = sum(self.heap.is_held(self, i) for i in self.taken()) if self.heap.debug >= 2 else 0
+        return self._held
+
     def live(self):
-        return sum(not self.is_free(i) for i in range(self.slots))
+        return len(self.taken()) - self.held()
 
     def sc_value(self):
         return self.heap.sc_layout.read(self.sc)
@@ -318,13 +330,22 @@ class Heap:
             known["asked"] = cache["size"]
         else:
             known.update(self.asked(info ^ self.hash(start)))
-        known["held"] = not page.is_free(index) and words[4] != self.sum(start, size, words)
+        known["held"] = not page.is_free(index) and self.is_freed(start, size, words)
         return known
 
-    def sum(self, start, size, words):
-        """The state word of a live slot's trailer."""
+    def is_held(self, page, index):
+        """A slot whose bits say live waits in quarantine; level 2."""
+        return bool(self.details(page, index).get("held"))
+
+    def is_freed(self, start, size, words):
+        """As src/debug.c: freed, or being freed just now."""
+        place = start + size - 5 * self.memory.word_bytes
+        return words[4] in (self.sum(place, FREED, words), place * 0x9E3779B1 & self.memory.mask ^ BUSY)
+
+    def sum(self, place, state, words):
+        """The last word of a trailer."""
         mask = self.memory.mask
-        x = (start + size - 5 * self.memory.word_bytes) ^ 0x4C495645
+        x = place ^ state
         x = (x * 0x9E3779B1 + words[0]) & mask
         x = ((x ^ x >> 15) * 0x85EBCA6B + words[1]) & mask
         x = ((x ^ x >> 13) * 0xC2B2AE35 + words[2]) & mask
@@ -337,10 +358,12 @@ class Heap:
 
     def tail(self, start, size):
         data = self.memory.read(start + size - 8, 8)
-        step = ((self.hash(start) & 0xFFFF) * 127) >> 16
-        code = data[7] - 0x80 - step
-        code += 127 if code < 0 else 0
-        if 1 <= code <= 7:
+        step = ((self.hash(start) & 0xFFFF) * CODES) >> 16
+        code = data[7] - 0x80 - (data[7] > REDZONE) - step
+        code += CODES if code < 0 else 0
+        if data[7] < 0x80 or data[7] in (REDZONE, 0xFF):
+            return {}
+        if 2 <= code <= 7:
             return {"asked": size - code}
         return self.asked(self.memory.number(data, 0, 4) ^ self.hash(start)) if code == 8 else {}
 
@@ -416,20 +439,22 @@ def cmd_info(argument):
     """kslab info: figures of the whole heap."""
     heap = the_heap()
     v = heap.value
-    live = live_bytes = empty = 0
+    live = live_bytes = empty = held = 0
     for _, size, _, parts in heap.groups():
         for part in parts:
             for page in part.all():
                 count = page.live()
                 live += count
                 live_bytes += count * size
+                held += page.held()
                 empty += page.pages if count == 0 else 0
     write("heap 0x%x: page %d bytes, object pages up to %d bytes, debug level %d"
           % (heap.address, int(v["page_bytes"]), int(v["max_page_bytes"]), heap.debug))
     write("pages: %d in use, %d at most, %d metadata, %d in %d large blocks, %d empty"
           % (int(v["pages_in_use"]), int(v["pages_peak"]), int(v["meta"]["pages"]),
              int(v["large_pages"]), int(v["large_blocks"]), empty))
-    write("objects: %d live, %d bytes" % (live, live_bytes))
+    write("objects: %d live, %d bytes" % (live, live_bytes)
+          + (", %d in quarantine" % held if heap.debug >= 2 else ""))
     for zone in heap.zones():
         c = gdb.Value(zone.address).cast(gdb.lookup_type("struct kslab_zone").pointer())["counters"]
         write("%s: %d slow allocations, %d slow frees, %d remote frees, %d pages made, %d given back%s"
@@ -646,7 +671,7 @@ class Checker:
 
     def page(self, part, page, state):
         heap = self.heap
-        live = page.live()
+        taken = len(page.taken())
         if page.state != state:
             self.say("state of a page contradicts its list", page)
         if page.sc != part.address:
@@ -659,14 +684,14 @@ class Checker:
         for address in (page.data, page.data + page.length() - 1):
             if heap.find(address) != page.address:
                 self.say("the map does not lead to the page's descriptor", page)
-        if state == EMPTY and live:
+        if state == EMPTY and taken:
             self.say("a page on the empty list has live objects", page)
         if state == FULL and any(freed & ~self.tail(page, i) for i, (_, freed, _) in enumerate(page.bits())):
             self.say("a page on the full list has free slots", page)
         self.bits(part, page)
         self.pages += 1
-        self.live += live
-        self.free += page.slots - live
+        self.live += page.live()
+        self.free += page.slots - page.live()
 
     def tail(self, page, i):
         used = min(self.heap.memory.bits, page.slots - i * self.heap.memory.bits)

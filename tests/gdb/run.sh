@@ -38,6 +38,16 @@ reject() {
 	fi
 }
 
+# tell STATUS NAME
+tell() {
+	if [ "$1" = 0 ]; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+		echo "FAILED $2"
+	fi
+}
+
 debug() {
 	timeout 120 gdb -nx -batch -ex 'set pagination off' -ex 'set confirm off' \
 		-ex 'set debuginfod enabled off' -ex 'source tests/gdb/kslab.py' "$@" 2>&1
@@ -73,6 +83,12 @@ kslab leaks mark
 kslab leaks &mark
 echo == check\n
 kslab check
+echo == all\n
+set $i = 0
+while $i < 40
+kslab ptr small[$i]
+set $i = $i + 1
+end
 GDB
 
 # look NAME LEVEL FILE: what those commands must have said.
@@ -96,12 +112,22 @@ look() {
 	expect "$1" "$3" '^4 objects, [0-9]+ bytes since the mark$'
 	expect "$1" "$3" '^[0-9]+ object pages, [0-9]+ live and [0-9]+ free slots, 0 contradictions$'
 	reject "$1" "$3" 'Error|Traceback|wrong:'
+	# 40 small ones but one, three leaks, one of the cache: what waits in quarantine is none of them.
+	expect "$1" "$3" '^objects: 43 live, [0-9]+ bytes'
+	expect "$1" "$3" '^[0-9]+ object pages, 43 live and '
+	if [ "$2" = 1 ]; then
+		sed '1,/^== all/d' "$3" >"$out/all.txt"
+		expect "$1" "$out/all.txt" '^  asked for: 100 bytes$'
+		test "$(grep -c '^  asked for: 100 bytes$' "$out/all.txt")" = 39
+		tell $? "$1: all 39 objects of 100 bytes say so"
+	fi
 	if [ "$2" = 0 ]; then
 		expect "$1" "$3" '^0x[0-9a-f]+: object 0x[0-9a-f]+ of class 104, 104 bytes, free$'
 		reject "$1" "$3" 'allocated by'
 	fi
 	if [ "$2" = 2 ]; then
 		expect "$1" "$3" ' of class [0-9]+, [0-9]+ bytes, in quarantine$'
+		expect "$1" "$3" '^objects: 43 live, [0-9]+ bytes, 1 in quarantine$'
 		expect "$1" "$3" '^  asked for: 100 bytes$'
 		expect "$1" "$3" '^  allocated by: 0x[0-9a-f]+ <main'
 		expect "$1" "$3" '^  allocated by: 0x[0-9a-f]+ <leaks_here'
