@@ -314,9 +314,9 @@ qemu_success_x86_64 := 1
 
 kernel: $(KERNEL)/kernel.elf ## the test kernel for ARCH (x86_64, aarch64, riscv64)
 
-run: need-run kernel ## boot it in QEMU: replays recorded traces on one CPU, then on four
+run: need-run kernel ## boot it in QEMU: replays traces on one CPU, on four. OPTIONS='debug=1 inject=...'
 	@timeout $(RUN_SECONDS) $(qemu_$(TARGET)) $(qemu_flags) -kernel $(KERNEL)/kernel.elf \
-		</dev/null; \
+		$(if $(OPTIONS),-append '$(OPTIONS)') </dev/null; \
 	status=$$?; test $$status = $(or $(qemu_success_$(TARGET)),0) || \
 	{ echo "make run: QEMU ended with status $$status"; exit 1; }
 
@@ -410,7 +410,8 @@ need_worst := $(need_host) objcopy=binutils
 need_icount := gcc=gcc valgrind=valgrind
 need_levels := $(need_host) valgrind=valgrind
 need_format-check := clang-format=clang-format
-need_deps = $(sort $(need_freestanding) $(need_test) $(need_run) $(need_programs) $(need_model))
+need_deps = $(sort $(need_freestanding) $(need_test) $(need_run) $(need_programs) $(need_model) \
+	$(need_sanitize) $(need_gdb))
 
 deps: need-deps ## install the Debian packages that the others need (they do it by themselves)
 

@@ -203,6 +203,7 @@ void cpu_entry(unsigned cpu)
 
 	cpu_init(cpu);
 	if (cpu == 0) {
+		fdt_options((const void *)(uintptr_t)FDT);
 		if (fdt_add_memory((const void *)(uintptr_t)FDT, (uintptr_t)kernel_end) == 0)
 			kprintf("no device tree with memory\n");
 		kernel_main();

@@ -156,6 +156,7 @@ void cpu_entry(unsigned cpu, const void *fdt)
 			 : "r"(MIE_MSIE), "r"(MACHINE_MSTATUS_MIE));
 	__atomic_fetch_or(&cpus_arrived, 1u << cpu, __ATOMIC_RELEASE);
 	if (cpu == 0) {
+		fdt_options(fdt);
 		if (fdt_add_memory(fdt, (uintptr_t)kernel_end) == 0)
 			kprintf("no device tree with memory\n");
 		kernel_main();

@@ -7,6 +7,7 @@
 #include "crash.h"
 #include "frames.h"
 #include "kprint.h"
+#include "options.h"
 
 #define KERNEL_BASE 0xffffffff80000000u /* linker/x86_64.ld */
 #define TRAMPOLINE 0x8000u /* below 1 MiB, page aligned: a CPU can be started there */
@@ -287,6 +288,8 @@ static void find_memory(void)
 		kprintf("not booted by PVH\nFAIL\n");
 		arch_exit(1);
 	}
+	if (info->command_line != 0)
+		options_take((const char *)(ARCH_DIRECT_MAP + info->command_line));
 	for (uint32_t i = 0; i < info->memory_map_entries; i++) {
 		uint64_t begin = map[i].address, end = begin + map[i].bytes;
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * fdt.c - owns reading the device tree, as much of it as says where memory is.
+ * fdt.c - owns reading the device tree, as much of it as says where memory is
+ * and what the boot options are.
  * Runs: CPU 0, at boot. The tree itself may lie in the memory that is given away: it is not read
  * again.
  * Source: Devicetree Specification v0.3, chapter 5.
@@ -10,6 +11,7 @@
 
 #include "frames.h"
 #include "libk.h"
+#include "options.h"
 
 #define FDT_MAGIC 0xd00dfeedu
 #define FDT_BEGIN_NODE 1u
@@ -37,11 +39,15 @@ static uint32_t padded(const unsigned char *text)
 	return (length + 4) & ~3u;
 }
 
-/* Return: the reg property of the first /memory node, or NULL. */
-static const unsigned char *memory_reg(const unsigned char *fdt)
+/*
+ * Return: a property, of `least` bytes at least, of the first node whose name begins so; or NULL.
+ * name_bytes: of the property's name, its end included.
+ */
+static const unsigned char *find(const unsigned char *fdt, const char *node, size_t node_bytes,
+				 const char *name, size_t name_bytes, uint32_t least)
 {
 	const unsigned char *at = fdt + read32(fdt + 8), *names = fdt + read32(fdt + 12);
-	bool in_memory = false;
+	bool is_inside = false;
 
 	for (;;) {
 		uint32_t token = read32(at), bytes;
@@ -49,18 +55,18 @@ static const unsigned char *memory_reg(const unsigned char *fdt)
 		at += 4;
 		switch (token) {
 		case FDT_BEGIN_NODE:
-			in_memory = memcmp(at, "memory@", 7) == 0;
+			is_inside = memcmp(at, node, node_bytes) == 0;
 			at += padded(at);
 			break;
 		case FDT_PROP:
 			bytes = read32(at);
-			if (in_memory && bytes >= 16 &&
-			    memcmp(names + read32(at + 4), "reg", 4) == 0)
+			if (is_inside && bytes >= least &&
+			    memcmp(names + read32(at + 4), name, name_bytes) == 0)
 				return at + 8;
 			at += 8 + ((bytes + 3) & ~3u);
 			break;
 		case FDT_END_NODE:
-			in_memory = false;
+			is_inside = false;
 			break;
 		case FDT_NOP:
 			break;
@@ -77,7 +83,7 @@ uint64_t fdt_add_memory(const void *fdt, uintptr_t floor)
 
 	if (read32(fdt) != FDT_MAGIC)
 		return 0;
-	reg = memory_reg(fdt);
+	reg = find(fdt, "memory@", 7, "reg", 4, 16);
 	if (reg == NULL)
 		return 0;
 	begin = read64(reg);
@@ -88,4 +94,15 @@ uint64_t fdt_add_memory(const void *fdt, uintptr_t floor)
 		return 0;
 	frames_add((uintptr_t)begin, (size_t)(end - begin));
 	return end - begin;
+}
+
+void fdt_options(const void *fdt)
+{
+	const unsigned char *text;
+
+	if (read32(fdt) != FDT_MAGIC)
+		return;
+	text = find(fdt, "chosen", 7, "bootargs", 9, 1);
+	if (text != NULL)
+		options_take((const char *)text);
 }

@@ -3,9 +3,12 @@
  * Runs: CPU 0, thread level, interrupts masked.
  */
 #include <kslab/kslab.h>
+#include <kslab/observe.h>
 
 #include "arch.h"
 #include "frames.h"
+#include "libk.h"
+#include "options.h"
 #include "replay.h"
 #include "smp.h"
 #include "source.h"
@@ -16,6 +19,48 @@
 #define BOOT_OBJECT_BYTES 200u
 
 static const struct trace *trace; /* of the job that runs */
+
+/* ---- the port -------------------------------------------------------------------------------- */
+
+#define TICK_US 1000u
+
+static void no_tick(void) {}
+
+/* Hands out the same page again and again. */
+static void *give_one(void *ctx, size_t n)
+{
+	return n == 1 ? ctx : NULL;
+}
+
+static void take_one(void *ctx, void *run, size_t n)
+{
+	(void)ctx;
+	(void)run;
+	(void)n;
+}
+
+/* Before anything trusts the hooks: interrupts are on, or their masking could not be seen. */
+static void job_port(void)
+{
+	static unsigned char region[BOOT_REGION_BYTES];
+	struct kslab_selftest found;
+	struct kslab_config config;
+
+	source_config(&config);
+	arch_timer_start(TICK_US, no_tick);
+	if (!kslab_selftest_port(&config, region, sizeof(region), &found))
+		WRONG("%s: %s\n", found.hook, found.what);
+	EXPECT(found.irq_tested);
+	arch_timer_stop();
+	machine_irq_save();
+	config.alloc_pages = give_one;
+	config.free_pages = take_one;
+	config.source_ctx = frames_alloc(1);
+	EXPECT(!kslab_selftest_port(&config, NULL, 0, &found));
+	EXPECT(found.hook != NULL && memcmp(found.hook, "alloc_pages", 12) == 0);
+	kprintf("a source that gives a page twice: %s: %s\n", found.hook, found.what);
+	EXPECT(frames_free(config.source_ctx, 1) == NULL);
+}
 
 /* ---- before and after the page source ------------------------------------------------------- */
 
@@ -178,6 +223,39 @@ static void job_out_of_memory(void)
 	source_end();
 }
 
+static const char *injection(void)
+{
+	const char *text = options_find("inject");
+
+	return text != NULL ? text : "all:share=3000,seed=7";
+}
+
+/* What the boot option says fails; a kernel's error paths, and no harm. */
+static void job_injection(void)
+{
+	struct kslab_inject rule = { 0 };
+	struct kslab_stats stats;
+	struct replay replay;
+
+	trace = kernel_traces;
+	EXPECT(kslab_inject_parse(injection(), &rule) == KSLAB_OK);
+	source_start(0, 0);
+	EXPECT(kslab_selftest(true, NULL));
+	if (replay_open(&replay, trace, REPLAY_PATTERN | REPLAY_MAY_FAIL, 1)) {
+		EXPECT(kslab_inject(rule.where != 0 ? &rule : NULL) == KSLAB_OK);
+		while (replay_step(&replay))
+			;
+		EXPECT(kslab_inject(NULL) == KSLAB_OK);
+		kslab_stats(&stats);
+		kprintf("%s: %lu allocations failed, %zu injected by %s\n", trace->name,
+			(unsigned long)replay.failures, stats.failed[KSLAB_INJECTED], injection());
+		EXPECT(rule.where == 0 || stats.failed[KSLAB_INJECTED] != 0);
+		EXPECT(replay.failures == stats.failed[KSLAB_INJECTED]);
+		replay_close(&replay);
+	}
+	source_end();
+}
+
 /* ---- all ------------------------------------------------------------------------------------ */
 
 _Noreturn void kernel_main(void)
@@ -185,6 +263,7 @@ _Noreturn void kernel_main(void)
 	kprintf("kslab %u.%u.%u test kernel: %zu MiB in page frames, %lu ticks/ms\n",
 		KSLAB_VERSION_MAJOR, KSLAB_VERSION_MINOR, KSLAB_VERSION_PATCH,
 		frames_free_count() * FRAME_BYTES >> 20, (unsigned long)arch_cycles_per_ms());
+	verdict_job("the port tests itself", job_port);
 	verdict_job("boot on a static array", job_boot);
 	verdict_job("misuse is refused and reported", job_misuse);
 	for (trace = kernel_traces; trace->name != NULL; trace++)
@@ -192,6 +271,7 @@ _Noreturn void kernel_main(void)
 	verdict_job("throughput", job_throughput);
 	verdict_job("single frames, nothing retained", job_single_frames);
 	verdict_job("out of memory", job_out_of_memory);
+	verdict_job("fault injection", job_injection);
 #if KERNEL_SMP
 	kprintf("\n%u CPUs\n", smp_start());
 	verdict_job("all traces on all CPUs, interrupts, NMIs, CPUs offline and online", smp_job);

@@ -7,6 +7,7 @@
 
 #include "arch.h"
 #include "frames.h"
+#include "options.h"
 #include "verdict.h"
 
 #define QUIESCE_TRIES 1000u
@@ -93,15 +94,21 @@ void source_attach(void)
 	EXPECT(kslab_set_page_source(give, take, NULL) == KSLAB_OK);
 }
 
+void source_config(struct kslab_config *config)
+{
+	const char *debug = options_find("debug");
+
+	*config = (struct kslab_config){ .alloc_pages = give, .free_pages = take, .report = report };
+	if (debug != NULL)
+		config->debug_level = (unsigned)(debug[0] - '0');
+}
+
 void source_start(size_t run_frames, size_t retain_bytes)
 {
-	struct kslab_config config = {
-		.alloc_pages = give,
-		.free_pages = take,
-		.retain_bytes = retain_bytes,
-		.report = report,
-	};
+	struct kslab_config config;
 
+	source_config(&config);
+	config.retain_bytes = retain_bytes;
 	run_limit = run_frames;
 	total_limit = 0;
 	frames_out = 0;

@@ -15,6 +15,12 @@
  */
 void source_start(size_t run_frames, size_t retain_bytes);
 
+/*
+ * What kslab_init gets for every heap on the frames: callbacks, report hook, the debug level of the
+ * boot options.
+ */
+void source_config(struct kslab_config *config);
+
 /* Gives the frames to a heap that began without a page source. */
 void source_attach(void);
 
