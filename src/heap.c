@@ -1029,12 +1029,9 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 	owner = KSLAB_LOAD_RELAXED(&page->owner);
 	if (owner == kslab_large_tag(heap)) {
 		if (address == page->data) {
-			*bytes = kslab_large_bytes(heap, page);
-			if (heap->debug_level != 0) {
-				*bytes = page->bits[0].remote;
-				if (!kslab_debug_large_measure(heap, page, caller))
-					return NULL;
-			}
+			if (heap->debug_level != 0 && !kslab_debug_large_measure(heap, page, caller))
+				return NULL;
+			*bytes = heap->debug_level != 0 ? page->bits[0].remote : kslab_large_bytes(heap, page);
 			return page;
 		}
 	} else if ((owner & ~KSLAB_TAG_MASK) != 0 && page->sc != NULL &&

@@ -10,6 +10,7 @@
 
 #include "fake_cpu.h"
 #include "heap.h"
+#include "heap_image.h"
 
 #define PAGE 4096u
 #define LEVEL KSLAB_CFG_DEBUG
@@ -608,6 +609,185 @@ static void bad_pointers_are_refused_as_without_debugging(void **state)
 	testing_end(&t);
 }
 
+/* ---- a refusal, exactly ---------------------------------------------------------------------------------- */
+
+/* Each a function of its own, that the report must name as the caller. n: a size that the object could have. */
+#define DOOR(name, call)                                                                                       \
+	static __attribute__((noinline)) const void *name(void *p, size_t n)                                   \
+	{                                                                                                      \
+		const void *answer = NULL;                                                                     \
+                                                                                                               \
+		(void)n;                                                                                       \
+		call;                                                                                          \
+		__asm__ volatile("" : : "r"(answer) : "memory"); /* no tail call */                           \
+		return answer;                                                                                 \
+	}
+DOOR(by_free, kslab_heap_free(&t.heap, p))
+DOOR(by_free_sized, kslab_heap_free_sized(&t.heap, p, n))
+DOOR(by_free_bulk, kslab_heap_free_bulk(&t.heap, 1, &p))
+DOOR(by_realloc_larger, answer = kslab_heap_realloc(&t.heap, p, 3 * n + 100))
+DOOR(by_realloc_same, answer = kslab_heap_realloc(&t.heap, p, n))
+DOOR(by_realloc_zero, answer = kslab_heap_realloc(&t.heap, p, 0))
+DOOR(by_usable_size, answer = (const void *)kslab_heap_usable_size(&t.heap, p))
+
+static const void *(*const doors[])(void *p, size_t n) = {
+	by_free, by_free_sized, by_free_bulk, by_realloc_larger, by_realloc_same, by_realloc_zero, by_usable_size,
+};
+
+#define DOOR_BYTES 500u
+
+struct want {
+	enum kslab_fault fault;
+	void *pointer;
+	const void *object;
+	size_t object_bytes;
+	const void *page;
+	size_t page_bytes, count;
+};
+
+static struct want want_slot(enum kslab_fault fault, void *pointer, void *object, size_t count)
+{
+	const struct kslab_page *page = page_of(object);
+	const struct want want = { fault, pointer, object, page->sc->size, (const void *)page->data,
+				   (size_t)page->pages * PAGE, count };
+
+	return want;
+}
+
+static struct want want_large(enum kslab_fault fault, void *pointer, void *object, size_t bytes, size_t count)
+{
+	const struct want want = { fault, pointer, object, bytes, object, bytes, count };
+
+	return want;
+}
+
+/* Through every door, by both CPUs: the whole report, and a heap that is bit for bit what it was. */
+static void refused_everywhere(const struct want *want, size_t n)
+{
+	const struct kslab_report *last = &t.recorder.last;
+
+	for (fake_cpu = 0; fake_cpu < 2; fake_cpu++) {
+		for (size_t d = 0; d < TESTING_COUNT(doors); d++) {
+			struct heap_image image;
+			const void *answer;
+
+			heap_image_take(&image, &t.heap);
+			answer = doors[d](want->pointer, n);
+			assert_true(heap_image_is_unchanged(&image));
+			assert_null(answer);
+			assert_int_equal(t.recorder.count, ++t.faults);
+			assert_string_equal(kslab_fault_name(last->fault), kslab_fault_name(want->fault));
+			assert_ptr_equal(last->pointer, want->pointer);
+			assert_ptr_equal(last->object, want->object);
+			assert_int_equal(last->object_bytes, want->object_bytes);
+			assert_ptr_equal(last->page, want->page);
+			assert_int_equal(last->page_bytes, want->page_bytes);
+			assert_int_equal(last->count, want->count);
+			assert_int_equal(last->cpu, fake_cpu);
+			assert_true((uintptr_t)last->caller - (uintptr_t)doors[d] < DOOR_BYTES);
+			assert_true(last->what != NULL && last->what[0] != '\0');
+			assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BAD_FREE);
+		}
+	}
+	fake_cpu = 0;
+}
+
+static void refusals_are_exact_and_change_nothing(void **state)
+{
+	static const struct kslab_config held = { .max_page_bytes = PAGE }; /* level 2: freed ones wait in the ring */
+	static const struct kslab_config *const configs[] = { &plain, &held };
+	static const size_t sizes[] = { 1, 7, 16, 100, 500, 1500 };
+
+	(void)state;
+	for (size_t c = 0; c < TESTING_COUNT(configs); c++) {
+		testing_begin(&t, configs[c]);
+		online(1);
+		for (size_t s = 0; s < TESTING_COUNT(sizes); s++) {
+			size_t n = sizes[s];
+			unsigned char *keep = get(n), *p = get(n);
+			struct want want = want_slot(KSLAB_FAULT_INTERIOR_POINTER, p + 1, p, 0);
+
+			refused_everywhere(&want, n);
+			p[n] ^= 1;
+			want = want_slot(KSLAB_FAULT_REDZONE, p, p, n);
+			refused_everywhere(&want, n);
+			p[n] ^= 1;
+			want = (struct want){ KSLAB_FAULT_FOREIGN_POINTER, &want, NULL, 0, NULL, 0, 0 };
+			refused_everywhere(&want, n);
+			kslab_heap_free(&t.heap, p);
+			want = want_slot(KSLAB_FAULT_DOUBLE_FREE, p, p, 0);
+			refused_everywhere(&want, n);
+			assert_int_equal(kslab_heap_usable_size(&t.heap, keep), n);
+			put(keep);
+		}
+		testing_end(&t);
+	}
+}
+
+static void refusals_of_large_blocks_are_exact_and_change_nothing(void **state)
+{
+	const size_t n = 5 * PAGE - 10;
+	struct want want;
+	unsigned char *p;
+
+	(void)state;
+	testing_begin(&t, &plain);
+	online(1);
+	p = get(n);
+	want = want_large(KSLAB_FAULT_INTERIOR_POINTER, p + PAGE, p, 5 * PAGE, 0);
+	refused_everywhere(&want, n);
+	p[n + 3] ^= 1;
+	want = want_large(KSLAB_FAULT_REDZONE, p, p, 5 * PAGE, n + 3);
+	refused_everywhere(&want, n);
+	p[n + 3] ^= 1;
+	kslab_heap_free(&t.heap, p);
+	want = want_large(KSLAB_FAULT_DOUBLE_FREE, p, p, 5 * PAGE, 0);
+	refused_everywhere(&want, n);
+	testing_end(&t);
+}
+
+static __attribute__((noinline)) void *allocate_by(void)
+{
+	void *p = kslab_heap_malloc(&t.heap, 100);
+
+	__asm__ volatile("" : : "r"(p) : "memory");
+	return p;
+}
+
+/* Row 24: the report of the next issue, whole. */
+static void a_write_after_free_names_slot_cpu_and_caller_of_the_next_issue(void **state)
+{
+	const struct kslab_report *last = &t.recorder.last;
+	unsigned char *p, *q = NULL, *other[100];
+	struct want want;
+	size_t count = 0;
+
+	(void)state;
+	testing_begin(&t, &plain);
+	p = get(100);
+	want = want_slot(KSLAB_FAULT_USE_AFTER_FREE, p, p, 37);
+	put(p);
+	p[37] ^= 1;
+	while (q != p) {
+		q = allocate_by();
+		assert_true(q != NULL && count < TESTING_COUNT(other));
+		other[count++] = q;
+	}
+	assert_int_equal(t.recorder.count, ++t.faults);
+	assert_int_equal(last->fault, KSLAB_FAULT_USE_AFTER_FREE);
+	assert_ptr_equal(last->pointer, p);
+	assert_ptr_equal(last->object, p);
+	assert_int_equal(last->object_bytes, want.object_bytes);
+	assert_ptr_equal(last->page, want.page);
+	assert_int_equal(last->page_bytes, want.page_bytes);
+	assert_int_equal(last->count, 37);
+	assert_int_equal(last->cpu, 0);
+	assert_true((uintptr_t)last->caller - (uintptr_t)allocate_by < DOOR_BYTES);
+	while (count != 0)
+		put(other[--count]);
+	testing_end(&t);
+}
+
 static void remote_frees_are_verified_and_poisoned(void **state)
 {
 	unsigned char *p[200];
@@ -906,6 +1086,9 @@ static void broken_links_lose_no_other_page(void **state)
 		TEST(caches_have_redzones_and_keep_what_the_constructor_made),                     \
 		TEST(a_cache_of_the_largest_size_works_without_a_redzone),                         \
 		TEST(bad_pointers_are_refused_as_without_debugging),                               \
+		TEST(refusals_are_exact_and_change_nothing),                                       \
+		TEST(refusals_of_large_blocks_are_exact_and_change_nothing),                       \
+		TEST(a_write_after_free_names_slot_cpu_and_caller_of_the_next_issue),              \
 		TEST(remote_frees_are_verified_and_poisoned), TEST(a_report_hook_may_use_the_heap), \
 		TEST(random_work_is_checked_at_every_step), TEST(damaged_descriptors_are_fenced_off), \
 		TEST(broken_links_lose_no_other_page)
