@@ -73,14 +73,25 @@ KSLAB_INLINE uintptr_t words_of(unsigned char byte)
 	return ~(uintptr_t)0 / 255 * byte;
 }
 
+void kslab_debug_init(struct kslab_heap *heap)
+{
+	heap->debug_free_word = heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : words_of(KSLAB_DEBUG_FREE_BYTE);
+	heap->debug_new_word = heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : words_of(KSLAB_DEBUG_NEW_BYTE);
+}
+
 KSLAB_INLINE unsigned char poison(const struct kslab_heap *heap)
 {
-	return heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : KSLAB_DEBUG_FREE_BYTE;
+	return (unsigned char)heap->debug_free_word;
+}
+
+KSLAB_INLINE uintptr_t fresh_word(const struct kslab_heap *heap, unsigned flags)
+{
+	return flags & KSLAB_ZERO ? 0 : heap->debug_new_word;
 }
 
 KSLAB_INLINE unsigned char fresh(const struct kslab_heap *heap, unsigned flags)
 {
-	return (heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC) || (flags & KSLAB_ZERO) ? 0 : KSLAB_DEBUG_NEW_BYTE;
+	return (unsigned char)fresh_word(heap, flags);
 }
 
 /* Offset of the first of `bytes` bytes at p that is not `byte`, or NONE. */
@@ -306,14 +317,13 @@ static size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
 
 /* ---- trailer of level 2 --------------------------------------------------------------------------------- */
 
+/* Odd factors: whatever one field is changed to, the sum changes. No product waits for another one. */
 KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
 {
-	uintptr_t x = (uintptr_t)trailer ^ state;
+	uintptr_t x = ((uintptr_t)trailer ^ state) * 0x9e3779b1u;
 
-	x = x * 0x9e3779b1u + (uintptr_t)trailer->alloc_caller;
-	x = (x ^ x >> 15) * 0x85ebca6bu + (uintptr_t)trailer->free_caller;
-	x = (x ^ x >> 13) * 0xc2b2ae35u + trailer->serial;
-	x = (x ^ x >> 16) * 0x27d4eb2fu + trailer->info;
+	x += (uintptr_t)trailer->alloc_caller * 0x85ebca6bu + (uintptr_t)trailer->free_caller * 0xc2b2ae35u;
+	x += trailer->serial * 0x27d4eb2fu + trailer->info * (uintptr_t)0x165667b1u;
 #if UINTPTR_MAX > 0xffffffffu
 	x += (uintptr_t)trailer->pad << 32;
 #endif
@@ -525,7 +535,7 @@ KSLAB_INLINE void set_tail(const struct slot *slot, size_t n, unsigned cls, uint
 /* A free slot of a class; false: look closer. */
 KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
 {
-	const uintptr_t pattern = words_of(poison(heap));
+	const uintptr_t pattern = heap->debug_free_word;
 
 	return slot.cache == NULL &&
 	       (slot.trailer != NULL ? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED) :
@@ -570,7 +580,7 @@ KSLAB_INLINE bool is_live_sound(const struct slot *slot)
 
 /* ---- judge a slot by its contents ----------------------------------------------------------------------- */
 
-static bool is_free_bit(const struct kslab_page *page, uint32_t index)
+KSLAB_INLINE bool is_free_bit(const struct kslab_page *page, uint32_t index)
 {
 	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
 	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
@@ -809,7 +819,7 @@ static void start_quarantine(struct kslab_heap *heap, unsigned flags)
 	kslab_heap_unlock(heap, &state);
 }
 
-static void seal(struct trailer *trailer, uintptr_t state)
+KSLAB_INLINE void seal(struct trailer *trailer, uintptr_t state)
 {
 	KSLAB_STORE_RELEASE(&trailer->state, sum(trailer, state));
 }
@@ -902,7 +912,7 @@ static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot, c
 KSLAB_INLINE void issue(struct kslab_heap *heap, struct slot slot, const struct kslab_request *request, size_t n,
 			unsigned cls)
 {
-	const uintptr_t old = words_of(poison(heap)), new = words_of(fresh(heap, request->flags));
+	const uintptr_t old = heap->debug_free_word, new = fresh_word(heap, request->flags);
 	struct trailer *trailer = slot.trailer;
 
 	open_slot(&slot);
@@ -1276,7 +1286,7 @@ KSLAB_INLINE bool free_in_zone(struct kslab_heap *heap, struct kslab_page *page,
 {
 	uint32_t index = kslab_page_index(page, address);
 	const struct slot slot = { (unsigned char *)address, page->sc->size, page->sc->size - 1, NULL, NULL, true, true };
-	const uintptr_t pattern = words_of(poison(heap));
+	const uintptr_t pattern = heap->debug_free_word;
 	kslab_word *freed;
 	unsigned cls;
 
@@ -1311,7 +1321,7 @@ KSLAB_INLINE bool free_to_quarantine(struct kslab_heap *heap, struct kslab_page 
 		return false;
 	trailer->free_caller = caller;
 	open_slot(&slot);
-	set_words(slot.start, room, words_of(poison(heap)));
+	set_words(slot.start, room, heap->debug_free_word);
 	seal(trailer, FREED);
 	close_slot(&slot);
 	quarantine(heap, address, bytes, heap->quarantine.max_bytes, caller);

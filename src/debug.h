@@ -23,6 +23,9 @@
 
 #include "heap.h"
 
+/* heap->debug_flags are set. */
+void kslab_debug_init(struct kslab_heap *heap);
+
 /* ---- sizes ---------------------------------------------------------------------------------------------- */
 
 /* What to look for a class with, instead of n and align: room for redzone and trailer, natural alignment. */

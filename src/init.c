@@ -190,6 +190,8 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	heap->report_ctx = config->report_ctx;
 	heap->debug_level = config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
 	heap->debug_flags = config->debug_flags;
+	if (heap->debug_level != 0)
+		kslab_debug_init(heap);
 	heap->quarantine.capacity = config->quarantine_objects == 0 ? DEFAULT_QUARANTINE_OBJECTS :
 				    config->quarantine_objects == KSLAB_QUARANTINE_NONE ? 0 :
 				    config->quarantine_objects;

@@ -130,6 +130,7 @@ struct kslab_heap {
 	size_t page_bytes, max_page_bytes, min_align, max_pages, purge_bytes;
 	unsigned debug_level, debug_flags;
 	size_t debug_limit; /* at a debug level: what route_limit would be */
+	uintptr_t debug_free_word, debug_new_word; /* what free and new objects hold, in every byte */
 	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES]; /* object page length in base pages */
 	uint8_t use_class[KSLAB_CLASSES]; /* class that serves requests of this one; KSLAB_CLASSES: none */
 	void *(*alloc_pages)(void *ctx, size_t pages);

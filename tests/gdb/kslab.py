@@ -345,15 +345,12 @@ class Heap:
     def sum(self, place, state, words):
         """The last word of a trailer."""
         mask = self.memory.mask
-        x = place ^ state
-        x = (x * 0x9E3779B1 + words[0]) & mask
-        x = ((x ^ x >> 15) * 0x85EBCA6B + words[1]) & mask
-        x = ((x ^ x >> 13) * 0xC2B2AE35 + words[2]) & mask
         if self.memory.bits == 64:
             info, pad = words[3] & 0xFFFFFFFF, words[3] >> 32
         else:
             info, pad = words[3], 0
-        x = ((x ^ x >> 16) * 0x27D4EB2F + info + (pad << 32)) & mask
+        x = (place ^ state) * 0x9E3779B1 + words[0] * 0x85EBCA6B + words[1] * 0xC2B2AE35
+        x = (x + words[2] * 0x27D4EB2F + info * 0x165667B1 + (pad << 32)) & mask
         return x ^ x >> 15
 
     def tail(self, start, size):
