@@ -29,8 +29,10 @@ enum verdict {
 
 void kslab_debug_init(struct kslab_heap *heap)
 {
-	heap->debug_free_word = heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : words_of(KSLAB_DEBUG_FREE_BYTE);
-	heap->debug_new_word = heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : words_of(KSLAB_DEBUG_NEW_BYTE);
+	heap->debug_free_word =
+		heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : words_of(KSLAB_DEBUG_FREE_BYTE);
+	heap->debug_new_word =
+		heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : words_of(KSLAB_DEBUG_NEW_BYTE);
 }
 
 /* ---- judge a slot by its contents ----------------------------------------------------------------------- */
@@ -84,7 +86,8 @@ static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot
 
 	if (KSLAB_LIKELY(is_free_sound(heap, *slot)))
 		return NONE;
-	at = find_other(slot->start + from, slot->room - from, slot->poisons ? poison(heap) : REDZONE);
+	at = find_other(slot->start + from, slot->room - from,
+			slot->poisons ? poison(heap) : REDZONE);
 	if (at != NONE)
 		return from + at;
 	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
@@ -332,8 +335,8 @@ static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, u
 }
 
 /* slot by value, here and in kslab_debug_issue: one whose address got about would have to live in memory. */
-static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot, const struct kslab_request *request,
-				    size_t n, unsigned cls)
+static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot,
+				    const struct kslab_request *request, size_t n, unsigned cls)
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)slot.start);
 	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
@@ -364,15 +367,16 @@ static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot, c
 }
 
 /* A slot of a class. */
-KSLAB_INLINE void issue(struct kslab_heap *heap, struct slot slot, const struct kslab_request *request, size_t n,
-			unsigned cls)
+KSLAB_INLINE void issue(struct kslab_heap *heap, struct slot slot,
+			const struct kslab_request *request, size_t n, unsigned cls)
 {
 	const uintptr_t old = heap->debug_free_word, new = fresh_word(heap, request->flags);
 	struct trailer *trailer = slot.trailer;
 
 	open_slot(&slot);
-	if (KSLAB_UNLIKELY(trailer != NULL ? KSLAB_LOAD_ACQUIRE(&trailer->state) != sum(trailer, FREED) :
-					     *tail_of(&slot) != free_tail(&slot, old)) ||
+	if (KSLAB_UNLIKELY(trailer != NULL
+				   ? KSLAB_LOAD_ACQUIRE(&trailer->state) != sum(trailer, FREED)
+				   : *tail_of(&slot) != free_tail(&slot, old)) ||
 	    KSLAB_UNLIKELY(!replace_words(slot.start, body_of(&slot), old, new))) {
 		issue_slowly(heap, slot, request, n, cls);
 		return;
@@ -389,10 +393,11 @@ KSLAB_INLINE void issue(struct kslab_heap *heap, struct slot slot, const struct 
 	give_slot(&slot, n, new == 0);
 }
 
-void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
-		       size_t align)
+void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request,
+		       size_t n, size_t align)
 {
-	size_t bytes = request->cache != NULL ? request->cache->slot_bytes : kslab_class_bytes(request->cls);
+	size_t bytes = request->cache != NULL ? request->cache->slot_bytes
+					      : kslab_class_bytes(request->cls);
 	const struct slot slot = slot_at(heap, (uintptr_t)object, bytes, request->cache);
 
 	if (request->cache == NULL)
@@ -497,7 +502,8 @@ KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
 	kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed);
 
 	return (page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) &&
-	       !((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) & kslab_bit(index)) &&
+	       !((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) &
+		 kslab_bit(index)) &&
 	       (freed | kslab_bit(index)) != ~(kslab_word)0;
 }
 
@@ -552,7 +558,8 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 		done = is_plain(zone, page) && is_quiet_free(page, index);
 		if (done)
 			KSLAB_STORE_RELEASE(&page->bits[index / KSLAB_WORD_BITS].freed,
-					    page->bits[index / KSLAB_WORD_BITS].freed | kslab_bit(index));
+					    page->bits[index / KSLAB_WORD_BITS].freed |
+						    kslab_bit(index));
 		kslab_zone_leave(zone);
 	}
 	KSLAB_PORT_UNPIN();
@@ -672,7 +679,9 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
 /* A slot for n bytes, aligned as at level 0. Return: NULL: not the quick way. */
 KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes, const void *caller)
 {
-	size_t want = n + (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN), mask = 0;
+	size_t want = n +
+		      (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN),
+	       mask = 0;
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
 	void *object = NULL;
@@ -694,7 +703,8 @@ KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes, const v
 	*bytes = sc->size;
 	if (KSLAB_LIKELY((sc->size & mask) == 0)) {
 		object = kslab_sc_pop(sc);
-		if (object == NULL && sc->page != NULL && kslab_fence_is_sound(heap, zone, sc->page))
+		if (object == NULL && sc->page != NULL &&
+		    kslab_fence_is_sound(heap, zone, sc->page))
 			object = kslab_sc_next_word(&zone->owner, sc);
 	}
 	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
@@ -709,7 +719,8 @@ KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes, const v
 /* The class of level 0. */
 KSLAB_INLINE unsigned routed_class(const struct kslab_heap *heap, size_t n)
 {
-	return (unsigned)((heap->route[(n - (n != 0)) / 8] - offsetof(struct kslab_zone, sc)) / sizeof(struct kslab_sc));
+	return (unsigned)((heap->route[(n - (n != 0)) / 8] - offsetof(struct kslab_zone, sc)) /
+			  sizeof(struct kslab_sc));
 }
 
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller)
@@ -723,9 +734,14 @@ void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, cons
 	if (KSLAB_UNLIKELY(object == NULL))
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
 	if (heap->debug_level >= 2) {
-		const struct slot slot = { object, bytes, bytes - sizeof(struct trailer), NULL,
-					   (struct trailer *)(void *)(object + bytes - sizeof(struct trailer)),
-					   false, true };
+		const struct slot slot = { object,
+					   bytes,
+					   bytes - sizeof(struct trailer),
+					   NULL,
+					   (struct trailer *)(void *)(object + bytes -
+								      sizeof(struct trailer)),
+					   false,
+					   true };
 
 		issue(heap, slot, &request, n, routed_class(heap, n));
 	} else {
@@ -740,12 +756,15 @@ void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, cons
 KSLAB_INLINE bool free_in_zone(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
 	uint32_t index = kslab_page_index(page, address);
-	const struct slot slot = { (unsigned char *)address, page->sc->size, page->sc->size - 1, NULL, NULL, true, true };
+	const struct slot slot = {
+		(unsigned char *)address, page->sc->size, page->sc->size - 1, NULL, NULL, true, true
+	};
 	const uintptr_t pattern = heap->debug_free_word;
 	kslab_word *freed;
 	unsigned cls;
 
-	if (index >= page->slots || !is_quiet_free(page, index) || read_sound_tail(&slot, &cls) == NONE)
+	if (index >= page->slots || !is_quiet_free(page, index) ||
+	    read_sound_tail(&slot, &cls) == NONE)
 		return false;
 	open_slot(&slot);
 	set_code(&slot, CODE_FREE); /* before the poison, as in kslab_debug_retire */
@@ -759,19 +778,22 @@ KSLAB_INLINE bool free_in_zone(struct kslab_heap *heap, struct kslab_page *page,
 }
 
 /* Level 2: into the quarantine. Return: false: nothing was done. */
-KSLAB_INLINE bool free_to_quarantine(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address,
-				     const void *caller)
+KSLAB_INLINE bool free_to_quarantine(struct kslab_heap *heap, struct kslab_page *page,
+				     uintptr_t address, const void *caller)
 {
 	uint32_t index = kslab_page_index(page, address);
 	size_t bytes = page->sc->size, room = bytes - sizeof(struct trailer);
 	struct trailer *trailer = (struct trailer *)(address + room);
-	const struct slot slot = { (unsigned char *)address, bytes, room, NULL, trailer, false, true };
+	const struct slot slot = {
+		(unsigned char *)address, bytes, room, NULL, trailer, false, true
+	};
 	uintptr_t live;
 
 	if (index >= page->slots || is_free_bit(page, index))
 		return false;
 	live = sum(trailer, LIVE);
-	if (KSLAB_LOAD_ACQUIRE(&trailer->state) != live || !is_redzone(&slot, (trailer->info ^ hash_of(&slot)) & 0xffff) ||
+	if (KSLAB_LOAD_ACQUIRE(&trailer->state) != live ||
+	    !is_redzone(&slot, (trailer->info ^ hash_of(&slot)) & 0xffff) ||
 	    !KSLAB_CAS_ACQ_REL(&trailer->state, &live, busy(trailer)))
 		return false;
 	trailer->free_caller = caller;

@@ -123,7 +123,8 @@ bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *pa
  */
 void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
 /* Looks only, at a page whose words are to be used, but not its links: false: one of the others has to act. */
-bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page *page);
+bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone,
+			  const struct kslab_page *page);
 /* Return: false: the page was fenced off. */
 bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index);
 void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);

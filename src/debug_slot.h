@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * debug_slot.h - owns the bytes of a slot at debug levels 1 and 2: what they are, and how they are looked at.
+ * debug_slot.h - owns the bytes of a slot at debug levels 1 and 2: what they are, how they are
+ * looked at.
  * Rank: 5.  For debug.c alone. The layout is at the top of debug.h.
  */
 #ifndef KSLAB_DEBUG_SLOT_H
@@ -10,11 +11,17 @@
 #define REDZONE KSLAB_DEBUG_REDZONE_BYTE
 #define NONE SIZE_MAX /* no byte is wrong */
 
-/* Level 1: a byte of redzone and the code, at least. Level 2: bytes between the object and the trailer. */
+/*
+ * Level 1: a byte of redzone and the code, at least. Level 2: bytes between the object and the
+ * trailer.
+ */
 #define SLACK_MIN 2u
 #define REDZONE_MIN 8u
 
-/* Tail of level 1: values of its code, before it is mixed with the address. 2 .. 7: so many bytes of slack. */
+/*
+ * Tail of level 1: values of its code, before it is mixed with the address. 2 .. 7: so many bytes
+ * of slack.
+ */
 #define CODE_LONG 8u /* more; or any object of a cache */
 #define CODE_FREE 9u
 #define CODES 126u
@@ -40,14 +47,14 @@ _Static_assert(sizeof(struct trailer) == 5 * sizeof(uintptr_t), "a trailer is fi
 /* What is known of a slot without looking into it. */
 struct slot {
 	unsigned char *start;
-	size_t bytes, room;              /* room: up to the trailer or the code */
+	size_t bytes, room; /* room: up to the trailer or the code */
 	const struct kslab_cache *cache; /* NULL: of a class, n is in the tail or trailer */
-	struct trailer *trailer;         /* NULL: has none */
-	bool has_code;                   /* the last byte is one */
-	bool poisons;                    /* false: contents belong to the constructor */
+	struct trailer *trailer; /* NULL: has none */
+	bool has_code; /* the last byte is one */
+	bool poisons; /* false: contents belong to the constructor */
 };
 
-/* ---- patterns ------------------------------------------------------------------------------------------- */
+/* ---- patterns -------------------------------------------------------------------------------- */
 
 KSLAB_INLINE uintptr_t words_of(unsigned char byte)
 {
@@ -81,7 +88,8 @@ static inline size_t find_other(const unsigned char *p, size_t bytes, unsigned c
 	for (; i + 4 * sizeof(uintptr_t) <= bytes; i += 4 * sizeof(uintptr_t)) {
 		const uintptr_t *w = (const uintptr_t *)(const void *)(p + i);
 
-		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) != 0)
+		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) !=
+		    0)
 			break;
 	}
 	for (; i < bytes; i++)
@@ -120,7 +128,9 @@ static inline size_t replace(unsigned char *p, size_t bytes, unsigned char from,
 	for (; i + 4 * sizeof(uintptr_t) <= bytes; i += 4 * sizeof(uintptr_t)) {
 		uintptr_t *w = (uintptr_t *)(void *)(p + i);
 
-		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) != 0 && wrong == NONE)
+		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) !=
+			    0 &&
+		    wrong == NONE)
 			wrong = i + find_other(p + i, 4 * sizeof(uintptr_t), from);
 		w[0] = w[1] = w[2] = w[3] = with;
 	}
@@ -133,7 +143,7 @@ static inline size_t replace(unsigned char *p, size_t bytes, unsigned char from,
 	return wrong;
 }
 
-/* ---- slots ---------------------------------------------------------------------------------------------- */
+/* ---- slots ----------------------------------------------------------------------------------- */
 
 /* The cache that a page in use belongs to, or NULL. */
 static inline struct kslab_cache *cache_of(const struct kslab_page *page)
@@ -144,13 +154,19 @@ static inline struct kslab_cache *cache_of(const struct kslab_page *page)
 }
 
 static inline struct slot slot_at(const struct kslab_heap *heap, uintptr_t start, size_t bytes,
-			   const struct kslab_cache *cache)
+				  const struct kslab_cache *cache)
 {
-	struct slot slot = { (unsigned char *)start, bytes, bytes, cache, NULL, false,
+	struct slot slot = { (unsigned char *)start,
+			     bytes,
+			     bytes,
+			     cache,
+			     NULL,
+			     false,
 			     cache == NULL || cache->constructor == NULL };
 
 	/* A cache whose slots could not grow goes without. */
-	if (heap->debug_level >= 2 && (cache == NULL || bytes - cache->size >= sizeof(struct trailer))) {
+	if (heap->debug_level >= 2 &&
+	    (cache == NULL || bytes - cache->size >= sizeof(struct trailer))) {
 		slot.room -= sizeof(struct trailer);
 		slot.trailer = (struct trailer *)(start + slot.room);
 	} else if (cache == NULL || bytes > cache->size) {
@@ -160,7 +176,8 @@ static inline struct slot slot_at(const struct kslab_heap *heap, uintptr_t start
 	return slot;
 }
 
-static inline struct slot slot_of(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index)
+static inline struct slot slot_of(const struct kslab_heap *heap, const struct kslab_page *page,
+				  uint32_t index)
 {
 	size_t bytes = page->sc->size;
 
@@ -168,8 +185,8 @@ static inline struct slot slot_of(const struct kslab_heap *heap, const struct ks
 }
 
 /*
- * Memory checkers (KSLAB_PORT_POISON). Open: the library is at work in the slot; then n bytes are the client's, or
- * none. What a constructor has made stays as it is, and open.
+ * Memory checkers (KSLAB_PORT_POISON). Open: the library is at work in the slot; then n bytes are
+ * the client's, or none. What a constructor has made stays as it is, and open.
  */
 static inline void open_slot(const struct slot *slot)
 {
@@ -201,7 +218,7 @@ KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 	return x ^ x >> 15;
 }
 
-/* ---- tail of level 1 ------------------------------------------------------------------------------------ */
+/* ---- tail of level 1 ------------------------------------------------------------------------- */
 
 /* n and the class of level 0; the top byte tells if one of the others was changed. */
 KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
@@ -213,8 +230,8 @@ KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
 
 KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 {
-	return info == info_of(info & 0xffff, info >> 16 & 0xff) && (info & 0xffff) + slack <= slot->room &&
-	       (info >> 16 & 0xff) < KSLAB_CLASSES;
+	return info == info_of(info & 0xffff, info >> 16 & 0xff) &&
+	       (info & 0xffff) + slack <= slot->room && (info >> 16 & 0xff) < KSLAB_CLASSES;
 }
 
 KSLAB_INLINE unsigned step_of(const struct slot *slot)
@@ -223,8 +240,8 @@ KSLAB_INLINE unsigned step_of(const struct slot *slot)
 }
 
 /*
- * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the whole slack with
- * one value, whatever it is, changes the one or the other.
+ * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the
+ * whole slack with one value, whatever it is, changes the one or the other.
  */
 KSLAB_INLINE unsigned char code_byte(const struct slot *slot, unsigned code)
 {
@@ -238,7 +255,8 @@ KSLAB_INLINE unsigned char code_byte(const struct slot *slot, unsigned code)
 
 KSLAB_INLINE unsigned code_of(const struct slot *slot)
 {
-	unsigned byte = slot->start[slot->bytes - 1], code = byte - 0x80 - (byte > REDZONE) - step_of(slot);
+	unsigned byte = slot->start[slot->bytes - 1],
+		 code = byte - 0x80 - (byte > REDZONE) - step_of(slot);
 
 	if (byte < 0x80 || byte == 0xff || byte == REDZONE)
 		return 0;
@@ -290,14 +308,15 @@ static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls
 	return NONE;
 }
 
-/* ---- trailer of level 2 --------------------------------------------------------------------------------- */
+/* ---- trailer of level 2 ---------------------------------------------------------------------- */
 
-/* Odd factors: whatever one field is changed to, the sum changes. No product waits for another one. */
+/* Odd factors: whatever one field changes to, the sum changes. No product waits for another. */
 KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
 {
 	uintptr_t x = ((uintptr_t)trailer ^ state) * 0x9e3779b1u;
 
-	x += (uintptr_t)trailer->alloc_caller * 0x85ebca6bu + (uintptr_t)trailer->free_caller * 0xc2b2ae35u;
+	x += (uintptr_t)trailer->alloc_caller * 0x85ebca6bu +
+	     (uintptr_t)trailer->free_caller * 0xc2b2ae35u;
 	x += trailer->serial * 0x27d4eb2fu + trailer->info * (uintptr_t)0x165667b1u;
 #if UINTPTR_MAX > 0xffffffffu
 	x += (uintptr_t)trailer->pad << 32;
@@ -338,16 +357,18 @@ static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *
 	if (sound)
 		return NONE;
 	/* What came first, the redzone or the trailer? n may be right nevertheless. */
-	wrong = slot->cache != NULL || is_info(info, slot, 1) ?
-			find_other(slot->start + *n, slot->room - *n, REDZONE) : NONE;
+	wrong = slot->cache != NULL || is_info(info, slot, 1)
+			? find_other(slot->start + *n, slot->room - *n, REDZONE)
+			: NONE;
 	return wrong != NONE ? *n + wrong : slot->room;
 }
 
-/* ---- contents in words ---------------------------------------------------------------------------------- */
+/* ---- contents in words ----------------------------------------------------------------------- */
 
 /*
- * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8 bytes. The last 8
- * bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at byte i of it in memory.
+ * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8
+ * bytes. The last 8 bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at
+ * byte i of it in memory.
  */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
@@ -401,7 +422,8 @@ KSLAB_INLINE bool are_words(const unsigned char *p, size_t bytes, uintptr_t patt
 	other = (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
 	for (w += 4; w < end; w += 4)
 		other |= (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
-	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) | (end[3] ^ pattern)) == 0;
+	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) |
+		(end[3] ^ pattern)) == 0;
 }
 
 KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
@@ -432,7 +454,8 @@ KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
 KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
 {
 	size_t end = body_of(slot);
-	const uintptr_t *w = (const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
+	const uintptr_t *w =
+		(const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
 	uintptr_t other;
 
 	if (n >= end)
@@ -444,8 +467,8 @@ KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
 }
 
 /*
- * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The last four are
- * left for the end, as they may be among the others.
+ * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The
+ * last four are left for the end, as they may be among the others.
  */
 KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, uintptr_t to)
 {
@@ -458,12 +481,13 @@ KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, 
 		return true;
 	}
 	end -= 4;
-	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from) |
-	     (w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)
+	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from) | (w[0] ^ from) |
+	     (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)
 		return false;
 	w[0] = w[1] = w[2] = w[3] = to;
 	for (w += 4; w < end; w += 4) {
-		if (KSLAB_UNLIKELY(((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
+		if (KSLAB_UNLIKELY(
+			    ((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
 			set_words(p, (size_t)((unsigned char *)w - p), from);
 			return false;
 		}
@@ -513,8 +537,9 @@ KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
 	const uintptr_t pattern = heap->debug_free_word;
 
 	return slot.cache == NULL &&
-	       (slot.trailer != NULL ? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED) :
-				       *tail_of(&slot) == free_tail(&slot, pattern)) &&
+	       (slot.trailer != NULL
+			? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED)
+			: *tail_of(&slot) == free_tail(&slot, pattern)) &&
 	       are_words(slot.start, body_of(&slot), pattern);
 }
 
@@ -527,7 +552,8 @@ KSLAB_INLINE size_t read_sound_tail(const struct slot *slot, unsigned *cls)
 
 	*cls = KSLAB_CLASSES;
 	if (code != CODE_LONG) {
-		if (code < SLACK_MIN || code > CODE_LONG || (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) != 0)
+		if (code < SLACK_MIN || code > CODE_LONG ||
+		    (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) != 0)
 			return NONE;
 		return slot->bytes - code;
 	}

@@ -94,8 +94,8 @@ static const char *check_geometry(const struct kslab_heap *heap, const struct ks
 	    kslab_page_map_find(&heap->map, page->data + bytes) == page)
 		return "corrupt metadata: a page's address contradicts the page map";
 	/* Without a division; the inverse is the one number that makes 1 of the odd part of the size. */
-	if (page->slots == 0 || (uint64_t)page->slots * sc->size > bytes || page->rotate != kslab_ctz(sc->size) ||
-	    (sc->size >> page->rotate) * page->inverse != 1)
+	if (page->slots == 0 || (uint64_t)page->slots * sc->size > bytes ||
+	    page->rotate != kslab_ctz(sc->size) || (sc->size >> page->rotate) * page->inverse != 1)
 		return "corrupt metadata: the slots of a page contradict its class";
 	return NULL;
 }
@@ -377,7 +377,8 @@ void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct 
 		mend(heap, zone, suspect);
 }
 
-bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page *page)
+bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone,
+			  const struct kslab_page *page)
 {
 	return check_page(heap, zone, page) == NULL;
 }

@@ -20,7 +20,8 @@ struct map_printer {
 	size_t pages; /* printed in this class so far */
 };
 
-static char letter(const struct map_printer *map, const struct kslab_sc *sc, const struct kslab_page *page)
+static char letter(const struct map_printer *map, const struct kslab_sc *sc,
+		   const struct kslab_page *page)
 {
 	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(map->heap, page);
 

@@ -98,7 +98,8 @@ void source_config(struct kslab_config *config)
 {
 	const char *debug = options_find("debug");
 
-	*config = (struct kslab_config){ .alloc_pages = give, .free_pages = take, .report = report };
+	*config =
+		(struct kslab_config){ .alloc_pages = give, .free_pages = take, .report = report };
 	if (debug != NULL)
 		config->debug_level = (unsigned)(debug[0] - '0');
 }
