@@ -644,6 +644,19 @@ static void re_freed_large(void)
 	again(p);
 }
 
+static void re_misaligned(void)
+{
+	again(get(64) + 1);
+}
+
+static void re_freed_elsewhere(void)
+{
+	void *p = get(64);
+
+	drop_elsewhere(p);
+	again(p);
+}
+
 static void re_zero_of_freed(void)
 {
 	void *p = get(64);
@@ -688,6 +701,37 @@ static void us_coalesced(void)
 {
 	fill_and_coalesce();
 	size_of(pack[9]);
+}
+
+static void us_global(void)
+{
+	size_of(&global);
+}
+
+static void us_misaligned(void)
+{
+	size_of(get(64) + 1);
+}
+
+static void us_freed_elsewhere(void)
+{
+	void *p = get(64);
+
+	drop_elsewhere(p);
+	size_of(p);
+}
+
+static void us_inside_large(void)
+{
+	size_of(get(100000) + 4096);
+}
+
+static void us_freed_large(void)
+{
+	void *p = get(100000);
+
+	drop(p);
+	size_of(p);
 }
 
 static void us_null(void)
@@ -1160,7 +1204,7 @@ static const struct {
 	{ "double free: 64 MiB", df_huge, { DF, DF }, false },
 	{ "double free: its page has gone back", df_coalesced, { DF, DF }, false },
 	{ "double free: gone back, other thread", df_coalesced_other_thread, { DF, DF }, false },
-	{ "double free: issued again (not knowable)", df_issued_again, { NO, NO }, false },
+	{ "reissued: freed by the old owner (not knowable)", df_issued_again, { NO, NO }, false },
 	{ "double free: issued again, then by its owner",
 	  df_issued_again_owner,
 	  { DF, DF },
@@ -1208,12 +1252,19 @@ static const struct {
 	{ "realloc: interior of a large block", re_inside_large, { IN, IN }, false },
 	{ "realloc: its page has gone back", re_coalesced, { DF, DF }, false },
 	{ "realloc: freed large block", re_freed_large, { DF, DF }, false },
+	{ "realloc: misaligned", re_misaligned, { IN, IN }, false },
+	{ "realloc: freed by another thread", re_freed_elsewhere, { DF, DF }, false },
 	{ "realloc(p, 0): freed", re_zero_of_freed, { DF, DF }, false },
 	{ "usable_size: freed", us_freed, { DF, DF }, false },
 	{ "usable_size: stack", us_stack, { FO, FO }, false },
 	{ "usable_size: wild", us_wild, { FO, FO }, false },
 	{ "usable_size: interior", us_inside, { IN, IN }, false },
 	{ "usable_size: its page has gone back", us_coalesced, { DF, DF }, false },
+	{ "usable_size: global", us_global, { FO, FO }, false },
+	{ "usable_size: misaligned", us_misaligned, { IN, IN }, false },
+	{ "usable_size: freed by another thread", us_freed_elsewhere, { DF, DF }, false },
+	{ "usable_size: interior of a large block", us_inside_large, { IN, IN }, false },
+	{ "usable_size: freed large block", us_freed_large, { DF, DF }, false },
 	{ "usable_size: NULL", us_null, { NO, NO }, false },
 	{ "free_sized: too small", sz_sized_smaller, { WS, WS }, false },
 	{ "free_sized: too large", sz_sized_larger, { WS, WS }, false },
@@ -1243,7 +1294,7 @@ static const struct {
 	{ "overflow: full slot, by 8", ov_exact_by_8, { NO, RZ }, false },
 	{ "overflow: into the next object", ov_next_object, { NO, RZ }, false },
 	{ "overflow: page-sized object, by 1", ov_page_size_by_1, { NO, RZ }, false },
-	{ "overflow: far, into another live object", ov_far, { NO, NO }, false },
+	{ "wild write: into another live object", ov_far, { NO, NO }, false },
 	{ "overflow: calloc, by 1", ov_calloc_by_1, { NO, RZ }, false },
 	{ "overflow: large block, by 1", ov_large_slack, { NO, RZ }, false },
 	{ "overflow: large block, its last byte", ov_large_slack_far, { NO, RZ }, false },
@@ -1417,6 +1468,42 @@ static bool is_expected(const char *answer, const char *expected)
 	}
 }
 
+/* What the table says in sum, by the names of the cases. */
+static struct sum {
+	const char *what;
+	const char *names; /* beginnings, with '|' behind each */
+	unsigned level, cases, right;
+} sums[] = {
+	{ "level 0: wrong frees, reallocs and sizes answered exactly",
+	  "double free|free|interior|realloc|usable_size|bulk free|cache|", 0, 0, 0 },
+	{ "level 1: the same", "double free|free|interior|realloc|usable_size|bulk free|cache|", 1,
+	  0, 0 },
+	{ "level 1: overflows and underflows found by the free", "overflow|underflow|", 1, 0, 0 },
+	{ "level 1: writes after free found at the next issue", "write after free|", 1, 0, 0 },
+	{ "level 0: damaged metadata found by kslab_check", "metadata|", 0, 0, 0 },
+	{ "level 1: the same", "metadata|", 1, 0, 0 },
+};
+static unsigned crashes;
+
+static bool has_name(const char *names, const char *name)
+{
+	for (; *names != '\0'; names += strcspn(names, "|") + 1)
+		if (strncmp(name, names, strcspn(names, "|")) == 0)
+			return true;
+	return false;
+}
+
+static void count(const char *name, unsigned level, const struct outcome *outcome, bool right)
+{
+	for (size_t i = 0; i < COUNT(sums); i++) {
+		if (sums[i].level != level || !has_name(sums[i].names, name))
+			continue;
+		sums[i].cases++;
+		sums[i].right += right;
+	}
+	crashes += strncmp(outcome->answer, "died", 4) == 0;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned passed = 0, failed = 0;
@@ -1445,6 +1532,7 @@ int main(int argc, char **argv)
 			printf(" %-24s", right && strncmp(outcome.answer, CHECK, 7) == 0
 						 ? "found by kslab_check"
 						 : outcome.answer);
+			count(cases[i].name, level, &outcome, right);
 			passed += right;
 			failed += !right;
 			if (!is_expected(outcome.answer, expected))
@@ -1455,6 +1543,9 @@ int main(int argc, char **argv)
 		}
 		printf("\n");
 	}
+	for (size_t i = 0; i < COUNT(sums); i++)
+		printf("%-58s %3u of %3u\n", sums[i].what, sums[i].right, sums[i].cases);
+	printf("%-58s %3u\n", "crashes", crashes);
 	printf("%u passed, %u failed\n", passed, failed);
 	return failed != 0;
 }
