@@ -440,7 +440,7 @@ need-%:
 # ---- the rest -----------------------------------------------------------------------------------
 
 format-check: need-format-check ## clang-format's opinion on all C files
-	clang-format --dry-run --Werror $(shell find include src tests -name '*.[ch]')
+	@clang-format --dry-run --Werror $(shell find include src tests -name '*.[ch]')
 
 clean: ## remove build/
 	rm -rf $(BUILD)

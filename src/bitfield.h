@@ -3,8 +3,8 @@
  * Rank: 1.  Runs anywhere; the caller serialises.
  * Source: own; the idea is that of van Emde Boas trees with machine-word fan-out.
  *
- * Level 0 holds the bits. A bit of level k + 1 says that a word of level k is not zero; the last level is one
- * word. The levels lie behind one another:
+ * Level 0 holds the bits. A bit of level k + 1 says that a word of level k is not zero; the last
+ * level is one word. The levels lie behind one another:
  *
  *     [ level 0: ceil(n/64) words ][ level 1: ceil(./64) words ] ... [ 1 word ]
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * check.c - owns the judgement of a whole heap: lists, counts, states, bits, map; and the walk over live objects.
- * Rank: 6.  Runs on a quiet heap; reads only.
+ * check.c - owns the judgement of a whole heap: lists, counts, states, bits, map; and the walk over
+ * live objects. Rank: 6.  Runs on a quiet heap; reads only.
  */
 #include "debug.h"
 #include "heap.h"
@@ -33,7 +33,8 @@ static void check_contents(struct checking *checking, const struct kslab_page *p
 		wrong(checking, what, page);
 		if (checking->result.errors > 1)
 			continue;
-		checking->result.object = (const void *)(page->data + (uintptr_t)i * page->sc->size);
+		checking->result.object =
+			(const void *)(page->data + (uintptr_t)i * page->sc->size);
 		checking->result.offset = offset;
 	}
 }
@@ -52,7 +53,8 @@ static void check_large_contents(struct checking *checking, const struct kslab_p
 }
 
 /* Every grain of a page, and no other, leads to its descriptor. */
-static void check_map(struct checking *checking, const struct kslab_page *page, uintptr_t address, size_t bytes)
+static void check_map(struct checking *checking, const struct kslab_page *page, uintptr_t address,
+		      size_t bytes)
 {
 	const size_t grain = (size_t)1 << KSLAB_CFG_GRAIN_SHIFT;
 
@@ -73,7 +75,8 @@ static void check_page(void *ctx, const struct kslab_page *page)
 	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(checking->heap, page);
 	size_t bytes = (size_t)page->pages << checking->heap->page_shift;
 
-	if ((size_t)page->slots * page->sc->size > bytes || (page->data & (checking->heap->page_bytes - 1)) != 0)
+	if ((size_t)page->slots * page->sc->size > bytes ||
+	    (page->data & (checking->heap->page_bytes - 1)) != 0)
 		wrong(checking, "slots of a page reach past its end", page);
 	check_map(checking, page, page->data, bytes);
 	if (checking->heap->debug_level != 0 && checking->result.errors == 0)
@@ -139,7 +142,8 @@ static void check_large(struct checking *checking)
 		}
 		if (page->state != KSLAB_PAGE_LARGE)
 			wrong(checking, "a page in the list of large blocks is none", page);
-		check_map(checking, page, page->bits[0].avail, page->bits[0].freed << heap->page_shift);
+		check_map(checking, page, page->bits[0].avail,
+			  page->bits[0].freed << heap->page_shift);
 		if (heap->debug_level != 0 && page->state == KSLAB_PAGE_LARGE)
 			check_large_contents(checking, page);
 		blocks++;
@@ -159,14 +163,15 @@ bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out)
 		kslab_heap_each_zone(heap, check_zone, &checking);
 		check_large(&checking);
 		if (heap->pages_in_use < heap->meta.pages + heap->large_pages)
-			wrong(&checking, "fewer pages in use than metadata and large blocks take", NULL);
+			wrong(&checking, "fewer pages in use than metadata and large blocks take",
+			      NULL);
 	}
 	if (out != NULL)
 		*out = checking.result;
 	return checking.result.errors == 0;
 }
 
-/* ---- walk ----------------------------------------------------------------------------------------------- */
+/* ---- walk ------------------------------------------------------------------------------------ */
 
 struct walk {
 	struct kslab_heap *heap;
@@ -189,7 +194,9 @@ static void walk_page(void *ctx, const struct kslab_page *page)
 		if (walk->heap->debug_level != 0 && !kslab_debug_walk(walk->heap, page, i, &bytes))
 			continue;
 		walk->seen++;
-		walk->stopped = !walk->fn(walk->ctx, (void *)(page->data + (uintptr_t)i * page->sc->size), bytes);
+		walk->stopped =
+			!walk->fn(walk->ctx, (void *)(page->data + (uintptr_t)i * page->sc->size),
+				  bytes);
 	}
 }
 
@@ -198,11 +205,13 @@ static void walk_zone(void *ctx, struct kslab_zone *zone)
 	struct walk *walk = ctx;
 	struct kslab_sc *sc;
 
-	for (unsigned i = 0; (sc = kslab_zone_sc(walk->heap, zone, i)) != NULL && !walk->stopped; i++)
+	for (unsigned i = 0; (sc = kslab_zone_sc(walk->heap, zone, i)) != NULL && !walk->stopped;
+	     i++)
 		kslab_sc_each(sc, walk_page, walk);
 }
 
-size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx)
+size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes),
+		       void *ctx)
 {
 	struct walk walk = { heap, fn, ctx, 0, false };
 	const struct kslab_page *page;

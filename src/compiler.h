@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * compiler.h - owns what differs between compilers and machines: hints, atomics, bit counting, memory calls.
- * Rank: 0.  Runs anywhere.
+ * compiler.h - owns what differs between compilers and machines: hints, atomics, bit counting,
+ * memory calls. Rank: 0.  Runs anywhere.
  *
- * Every atomic access of the library goes through the macros below, so that the model checker (tests/wmm) and
- * the proofs can put their own in place: define KSLAB_ATOMICS_HEADER to replace that part.
+ * Every atomic access of the library goes through the macros below, so that the model checker
+ * (tests/wmm) and the proofs can put their own in place: define KSLAB_ATOMICS_HEADER to replace
+ * that part.
  */
 #ifndef KSLAB_COMPILER_H
 #define KSLAB_COMPILER_H
@@ -22,8 +23,9 @@
 #define KSLAB_COLD __attribute__((noinline, cold))
 #define KSLAB_CALLER() __builtin_return_address(0)
 /*
- * What a fast path passes on in a tail call: the caller it was given, or its own. Where reading the return address
- * costs a frame, the function that is called reads it itself, first of all: after a tail call it is the same.
+ * What a fast path passes on in a tail call: the caller it was given, or its own. Where reading the
+ * return address costs a frame, the function that is called reads it itself, first of all: after a
+ * tail call it is the same.
  */
 #if defined(__OPTIMIZE__) && (defined(__aarch64__) || defined(__riscv))
 #define KSLAB_TAIL_CALLER(given) (given)
@@ -34,11 +36,18 @@
 #endif
 #define KSLAB_ARRAY_LENGTH(a) (sizeof(a) / sizeof((a)[0]))
 
-/* Make the compiler forget what it knows of a variable: keeps it from sharing a masked copy (two instructions). */
+/*
+ * Make the compiler forget what it knows of a variable: keeps it from sharing a masked copy (two
+ * instructions).
+ */
 #define KSLAB_HIDE(variable) __asm__("" : "+r"(variable))
 
 /* Orders the compiler, not the machine: enough towards an interrupt on the same CPU. */
-#define KSLAB_BARRIER() __asm__ volatile("" : : : "memory") /* clang makes an instruction of a signal fence on RISC-V */
+#define KSLAB_BARRIER()                                                                            \
+	__asm__ volatile(""                                                                        \
+			 :                                                                         \
+			 :                                                                         \
+			 : "memory") /* clang makes an instruction of a signal fence on RISC-V */
 
 #if defined(__riscv) && !defined(__clang__)
 /* gcc makes an exchange of the builtin. */
@@ -62,21 +71,21 @@
 #define KSLAB_FETCH_ADD_RELEASE(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELEASE)
 #define KSLAB_EXCHANGE_ACQUIRE(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQUIRE)
 /* Strong compare and exchange: true if *p was *expected; else *expected = *p. */
-#define KSLAB_CAS_ACQ_REL(p, expected, v)                                                                      \
+#define KSLAB_CAS_ACQ_REL(p, expected, v)                                                          \
 	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-#define KSLAB_CAS_ACQUIRE(p, expected, v)                                                                      \
+#define KSLAB_CAS_ACQUIRE(p, expected, v)                                                          \
 	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)
-#define KSLAB_CAS_RELAXED(p, expected, v)                                                                      \
+#define KSLAB_CAS_RELAXED(p, expected, v)                                                          \
 	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)
-#define KSLAB_CAS_RELEASE(p, expected, v)                                                                      \
+#define KSLAB_CAS_RELEASE(p, expected, v)                                                          \
 	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)
 #endif
 
 /*
- * Index of the lowest set bit; w != 0. Machines without the instruction would call libgcc: they multiply
- * by a de Bruijn sequence instead.
+ * Index of the lowest set bit; w != 0. Machines without the instruction would call libgcc: they
+ * multiply by a de Bruijn sequence instead.
  */
-#if (defined(__riscv) && !defined(__riscv_zbb)) || (defined(__ARM_ARCH) && __ARM_ARCH < 7) ||                   \
+#if (defined(__riscv) && !defined(__riscv_zbb)) || (defined(__ARM_ARCH) && __ARM_ARCH < 7) ||      \
 	defined(KSLAB_NO_CTZ)
 #if UINTPTR_MAX > 0xffffffffu
 #define KSLAB_DEBRUIJN 0x03f79d71b4cb0a89u
@@ -94,8 +103,8 @@ KSLAB_INLINE unsigned kslab_ctz(uintptr_t w)
 #else
 KSLAB_INLINE unsigned kslab_ctz(uintptr_t w)
 {
-	return (unsigned)(sizeof(w) == sizeof(unsigned) ? __builtin_ctz((unsigned)w) :
-							  __builtin_ctzll((unsigned long long)w));
+	return (unsigned)(sizeof(w) == sizeof(unsigned) ? __builtin_ctz((unsigned)w)
+							: __builtin_ctzll((unsigned long long)w));
 }
 #endif
 
@@ -124,11 +133,14 @@ KSLAB_INLINE unsigned kslab_log2(size_t n)
 	return r;
 }
 
-/* n / by, by != 0; bit by bit where the machine has no divider, so that libgcc is not called. Not for fast paths. */
+/*
+ * n / by, by != 0; bit by bit where the machine has no divider, so that libgcc is not called. Not
+ * for fast paths.
+ */
 KSLAB_INLINE size_t kslab_divide(size_t n, size_t by)
 {
-#if (defined(__arm__) && !defined(__ARM_FEATURE_IDIV)) || (defined(__riscv) && !defined(__riscv_div)) ||        \
-	defined(KSLAB_NO_DIVIDE)
+#if (defined(__arm__) && !defined(__ARM_FEATURE_IDIV)) ||                                          \
+	(defined(__riscv) && !defined(__riscv_div)) || defined(KSLAB_NO_DIVIDE)
 	size_t quotient = 0, rest = 0;
 
 	for (unsigned bit = 8 * (unsigned)sizeof(n); bit-- > 0;) {

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: MIT
- * debug.c - owns the contents of slots at debug levels 1 and 2: redzones, poison, trailers, the quarantine.
- * Rank: 5.  Runs: any CPU, any level; kslab_debug_retire inside an entered zone, the others outside.
- * Source: own; redzone and poison as in Linux SLUB, the order poison - publish - verify is ours.
+ * debug.c - owns the contents of slots at debug levels 1 and 2: redzones, poison, trailers, the
+ * quarantine. Rank: 5.  Runs: any CPU, any level; kslab_debug_retire inside an entered zone, the
+ * others outside. Source: own; redzone and poison as in Linux SLUB, the order poison - publish -
+ * verify is ours.
  *
- * Level 1. Whoever frees looks at the bits, verifies, poisons, and only then sets the bit; the owner that finds the
- * bit finds the poison. Of two frees at once both may pass the look; the bit decides which one was first.
- * A free that finds the code of a free slot has met the other one: DOUBLE_FREE.
- * Level 2. The trailer's state goes LIVE -> BUSY by compare-and-swap, so exactly one free ever passes, and BUSY
- * -> FREED when the slot is poisoned. The object then stays in the ring with its bits saying live; leaving
- * the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers, whatever came in between.
+ * Level 1. Whoever frees looks at the bits, verifies, poisons, and only then sets the bit; the
+ * owner that finds the bit finds the poison. Of two frees at once both may pass the look; the bit
+ * decides which one was first. A free that finds the code of a free slot has met the other one:
+ * DOUBLE_FREE. Level 2. The trailer's state goes LIVE -> BUSY by compare-and-swap, so exactly one
+ * free ever passes, and BUSY
+ * -> FREED when the slot is poisoned. The object then stays in the ring with its bits saying live;
+ * leaving the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers,
+ * whatever came in between.
  */
 #include "debug.h"
 #include "debug_slot.h"
@@ -22,8 +25,8 @@
 
 /* A slot as it is seen through its contents. */
 enum verdict {
-	SLOT_FINE,    /* live, redzone sound */
-	SLOT_FREE,    /* free already, or another free of it is under way */
+	SLOT_FINE, /* live, redzone sound */
+	SLOT_FREE, /* free already, or another free of it is under way */
 	SLOT_DAMAGED, /* live, redzone overwritten: the report is filled in */
 };
 
@@ -35,7 +38,7 @@ void kslab_debug_init(struct kslab_heap *heap)
 		heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : words_of(KSLAB_DEBUG_NEW_BYTE);
 }
 
-/* ---- judge a slot by its contents ----------------------------------------------------------------------- */
+/* ---- judge a slot by its contents ------------------------------------------------------------ */
 
 KSLAB_INLINE bool is_free_bit(const struct kslab_page *page, uint32_t index)
 {
@@ -47,7 +50,10 @@ KSLAB_INLINE bool is_free_bit(const struct kslab_page *page, uint32_t index)
 	return (free & kslab_bit(index)) != 0;
 }
 
-/* A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES: the slot's own. */
+/*
+ * A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES:
+ * the slot's own.
+ */
 static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 {
 	size_t wrong = NONE, end = slot->room, at;
@@ -76,7 +82,8 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 		at = find_other(slot->start + slot->bytes - 4, 3, REDZONE);
 		return at != NONE ? slot->bytes - 4 + at : NONE;
 	}
-	return slot->cache != NULL && slot->has_code && code_of(slot) != CODE_LONG ? slot->room : NONE;
+	return slot->cache != NULL && slot->has_code && code_of(slot) != CODE_LONG ? slot->room
+										   : NONE;
 }
 
 /* A free slot. */
@@ -90,7 +97,8 @@ static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot
 			slot->poisons ? poison(heap) : REDZONE);
 	if (at != NONE)
 		return from + at;
-	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
+	if (slot->trailer != NULL &&
+	    KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
 		return slot->room;
 	return slot->has_code && code_of(slot) != CODE_FREE ? slot->room : NONE;
 }
@@ -104,11 +112,12 @@ static bool is_free(const struct kslab_page *page, uint32_t index, const struct 
 /* Level 1: the contents say free, the bit does not yet, or no more. */
 static bool is_on_its_way(const struct kslab_heap *heap, const struct slot *slot)
 {
-	return slot->has_code && code_of(slot) == CODE_FREE && (!slot->poisons || *slot->start == poison(heap));
+	return slot->has_code && code_of(slot) == CODE_FREE &&
+	       (!slot->poisons || *slot->start == poison(heap));
 }
 
-static void describe(const struct kslab_heap *heap, const struct kslab_page *page, const struct slot *slot,
-		     struct kslab_report *report)
+static void describe(const struct kslab_heap *heap, const struct kslab_page *page,
+		     const struct slot *slot, struct kslab_report *report)
 {
 	report->object = slot->start;
 	report->object_bytes = slot->bytes;
@@ -123,7 +132,7 @@ static void describe(const struct kslab_heap *heap, const struct kslab_page *pag
 }
 
 static enum verdict judge(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
-				     const struct slot *slot, size_t *n, struct kslab_report *report)
+			  const struct slot *slot, size_t *n, struct kslab_report *report)
 {
 	unsigned cls;
 	size_t wrong;
@@ -133,7 +142,10 @@ static enum verdict judge(struct kslab_heap *heap, const struct kslab_page *page
 	wrong = live_damage(slot, n, &cls);
 	if (wrong == NONE)
 		return SLOT_FINE;
-	/* Another free may have come in between; its state or code is on its way to us, if not here yet. */
+	/*
+	 * Another free may have come in between; its state or code is on its way to us, if not here
+	 * yet.
+	 */
 	for (unsigned look = 0; look < LOOKS; look++) {
 		if (is_free(page, index, slot) || is_on_its_way(heap, slot))
 			return SLOT_FREE;
@@ -146,8 +158,8 @@ static enum verdict judge(struct kslab_heap *heap, const struct kslab_page *page
 	return SLOT_DAMAGED;
 }
 
-bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *n,
-			 const void *caller)
+bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+			 size_t *n, const void *caller)
 {
 	const struct slot slot = slot_of(heap, page, index);
 	struct kslab_report report = { .caller = caller };
@@ -165,8 +177,8 @@ bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page,
 	return false;
 }
 
-size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
-			   const char **what)
+size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page,
+			   uint32_t index, const char **what)
 {
 	const struct slot slot = slot_of(heap, page, index);
 	unsigned cls;
@@ -183,7 +195,8 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 	return live_damage(&slot, &n, &cls);
 }
 
-bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *bytes)
+bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+		      size_t *bytes)
 {
 	struct slot slot;
 	unsigned cls;
@@ -200,7 +213,7 @@ bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *pa
 	return true;
 }
 
-/* ---- sizes ---------------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 {
@@ -208,7 +221,10 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 
 	if (*n > KSLAB_CLASS_MAX_BYTES)
 		return;
-	/* What level 0 gives by the choice of the class has to be asked for, as the class is another one. */
+	/*
+	 * What level 0 gives by the choice of the class has to be asked for, as the class is
+	 * another one.
+	 */
 	if (kslab_is_power_of_two(*n))
 		natural = *n < heap->page_bytes ? *n : heap->page_bytes;
 	else if (*n > heap->page_bytes && !heap->packs)
@@ -226,7 +242,8 @@ size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t
 	return slot <= heap->max_page_bytes ? slot : (size + align - 1) & ~(align - 1);
 }
 
-static bool is_right_large(struct kslab_heap *heap, const struct kslab_page *page, size_t align, size_t n)
+static bool is_right_large(struct kslab_heap *heap, const struct kslab_page *page, size_t align,
+			   size_t n)
 {
 	unsigned want = kslab_heap_plain_class(heap, n, align);
 	unsigned cls = kslab_heap_plain_class(heap, page->bits[0].remote, align);
@@ -238,8 +255,8 @@ static bool is_right_large(struct kslab_heap *heap, const struct kslab_page *pag
 	       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
 }
 
-bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
-			       size_t n)
+bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *p, size_t align, size_t n)
 {
 	struct slot slot;
 	uint32_t index;
@@ -249,17 +266,22 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 	if (page->state == KSLAB_PAGE_LARGE)
 		return is_right_large(heap, page, align, n);
 	index = kslab_page_index(page, (uintptr_t)p);
-	if (!kslab_fence_is_known(heap, page) || page->sc->cls == KSLAB_CLASS_CACHE || index >= page->slots)
+	if (!kslab_fence_is_known(heap, page) || page->sc->cls == KSLAB_CLASS_CACHE ||
+	    index >= page->slots)
 		return true; /* another fault, or none that is ours: the free itself will find it */
 	slot = slot_of(heap, page, index);
 	if (is_free(page, index, &slot) || live_damage(&slot, &asked, &cls) != NONE)
 		return true;
-	return kslab_heap_plain_class(heap, n, align) == (cls < KSLAB_CLASSES ? cls : page->sc->cls);
+	return kslab_heap_plain_class(heap, n, align) ==
+	       (cls < KSLAB_CLASSES ? cls : page->sc->cls);
 }
 
-/* ---- the life of a slot --------------------------------------------------------------------------------- */
+/* ---- the life of a slot ---------------------------------------------------------------------- */
 
-/* The ring is made with a page, because a free must not ask for memory. Without it objects are freed at once. */
+/*
+ * The ring is made with a page, because a free must not ask for memory. Without it objects are
+ * freed at once.
+ */
 static void start_quarantine(struct kslab_heap *heap, unsigned flags)
 {
 	struct kslab_quarantine *quarantine = &heap->quarantine;
@@ -323,18 +345,23 @@ static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, u
 		return wrong;
 	}
 	wrong = replace(slot->start, words, poison(heap), fresh(heap, flags));
-	at = wrong == NONE ? find_other(slot->start + words, slot->room - words, poison(heap)) : NONE;
+	at = wrong == NONE ? find_other(slot->start + words, slot->room - words, poison(heap))
+			   : NONE;
 	if (at != NONE)
 		wrong = words + at;
 	fill(slot->start + words, n - words, fresh(heap, flags));
 	if (wrong != NONE)
 		return wrong;
-	if (slot->trailer != NULL && KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
+	if (slot->trailer != NULL &&
+	    KSLAB_LOAD_ACQUIRE(&slot->trailer->state) != sum(slot->trailer, FREED))
 		return slot->room;
 	return slot->has_code && code_of(slot) != CODE_FREE ? slot->room : NONE;
 }
 
-/* slot by value, here and in kslab_debug_issue: one whose address got about would have to live in memory. */
+/*
+ * slot by value, here and in kslab_debug_issue: one whose address got about would have to live in
+ * memory.
+ */
 static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot,
 				    const struct kslab_request *request, size_t n, unsigned cls)
 {
@@ -406,11 +433,15 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 		issue_slowly(heap, slot, request, n, 0);
 }
 
-void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
-			 size_t align)
+void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
+			 size_t n, size_t align)
 {
-	/* The room for a redzone must not make a single frame too small: then it is what the frame has left. */
-	if (object == NULL && n <= heap->page_bytes && kslab_class_bytes(request->cls) > heap->page_bytes &&
+	/*
+	 * The room for a redzone must not make a single frame too small: then it is what the frame
+	 * has left.
+	 */
+	if (object == NULL && n <= heap->page_bytes &&
+	    kslab_class_bytes(request->cls) > heap->page_bytes &&
 	    kslab_heap_last_error(heap) == KSLAB_NO_PAGES) {
 		object = kslab_large_alloc(heap, n, align, request->flags);
 		if (object != NULL)
@@ -421,7 +452,8 @@ void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct ksl
 	return object;
 }
 
-void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n)
+void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
+			size_t old, size_t n)
 {
 	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, NULL);
 	unsigned cls = kslab_heap_plain_class(heap, n, 1);
@@ -451,13 +483,19 @@ bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, 
 	if (slot.trailer != NULL) {
 		uintptr_t live = sum(slot.trailer, LIVE);
 
-		/* Of several frees at once one wins; what it writes from here on is published by seal(). */
+		/*
+		 * Of several frees at once one wins; what it writes from here on is published by
+		 * seal().
+		 */
 		if (!KSLAB_CAS_ACQ_REL(&slot.trailer->state, &live, busy(slot.trailer)))
 			return false;
 		slot.trailer->free_caller = retiring->caller;
 	}
 	open_slot(&slot);
-	/* Before the poison: a free that meets this one looks here when it finds a redzone damaged (judge). */
+	/*
+	 * Before the poison: a free that meets this one looks here when it finds a redzone damaged
+	 * (judge).
+	 */
 	set_code(&slot, CODE_FREE);
 	KSLAB_BARRIER();
 	if (slot.poisons)
@@ -475,9 +513,11 @@ void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 		return; /* was never in use */
 	for (uint32_t i = 0; i < page->slots; i++) {
 		const struct slot slot = slot_of(heap, page, i);
-		struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
-					       .count = free_damage(heap, &slot),
-					       .what = "use after free: found when the page was given back" };
+		struct kslab_report report = {
+			.fault = KSLAB_FAULT_USE_AFTER_FREE,
+			.count = free_damage(heap, &slot),
+			.what = "use after free: found when the page was given back"
+		};
 
 		if (KSLAB_LIKELY(report.count == NONE))
 			continue;
@@ -486,7 +526,7 @@ void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 	}
 }
 
-/* ---- frees that change no list -------------------------------------------------------------------------- */
+/* ---- frees that change no list --------------------------------------------------------------- */
 
 /* A page of this zone, of a size class, that its owner may be asked for. FULL ones are not. */
 KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_page *page)
@@ -495,7 +535,10 @@ KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_pag
 	       (uintptr_t)page->sc - (uintptr_t)zone->sc < sizeof(zone->sc);
 }
 
-/* The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence (kslab_fence_free). */
+/*
+ * The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence
+ * (kslab_fence_free).
+ */
 KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
 {
 	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
@@ -507,10 +550,11 @@ KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
 	       (freed | kslab_bit(index)) != ~(kslab_word)0;
 }
 
-/* ---- quarantine ----------------------------------------------------------------------------------------- */
+/* ---- quarantine ------------------------------------------------------------------------------ */
 
 /* Put an object in (0: none), take out what is over the limit. Return: how many were taken out. */
-static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit, uintptr_t out[BATCH])
+static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit,
+		     uintptr_t out[BATCH])
 {
 	struct kslab_quarantine *quarantine = &heap->quarantine;
 	struct kslab_lock_state state;
@@ -522,10 +566,12 @@ static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, si
 	}
 	quarantine->bytes += bytes;
 	while (count < BATCH && quarantine->count != 0 &&
-	       (quarantine->bytes > limit || (object != 0 && quarantine->count == quarantine->capacity))) {
+	       (quarantine->bytes > limit ||
+		(object != 0 && quarantine->count == quarantine->capacity))) {
 		const struct kslab_quarantined *oldest = &quarantine->ring[quarantine->head];
 
-		quarantine->head = quarantine->head + 1 == quarantine->capacity ? 0 : quarantine->head + 1;
+		quarantine->head =
+			quarantine->head + 1 == quarantine->capacity ? 0 : quarantine->head + 1;
 		quarantine->count--;
 		quarantine->bytes -= oldest->bytes;
 		out[count++] = oldest->object;
@@ -533,7 +579,9 @@ static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, si
 	if (object != 0) {
 		size_t tail = quarantine->head + quarantine->count++;
 		struct kslab_quarantined *newest =
-			&quarantine->ring[tail < quarantine->capacity ? tail : tail - quarantine->capacity];
+			&quarantine
+				 ->ring[tail < quarantine->capacity ? tail
+								    : tail - quarantine->capacity];
 
 		newest->object = object;
 		newest->bytes = bytes;
@@ -567,7 +615,8 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 		kslab_heap_set_free(heap, page, index, NULL, caller);
 }
 
-static void quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit, const void *caller)
+static void quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit,
+		       const void *caller)
 {
 	uintptr_t out[BATCH];
 	unsigned count;
@@ -589,15 +638,16 @@ void kslab_debug_flush(struct kslab_heap *heap)
 		quarantine(heap, 0, 0, 0, KSLAB_CALLER());
 }
 
-void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index, struct kslab_cache *cache,
-		      const void *caller)
+void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
+		      struct kslab_cache *cache, const void *caller)
 {
 	struct kslab_retiring retiring = { .cache = cache, .caller = caller };
 	const struct slot slot = slot_of(heap, page, index);
 
 	if (slot.trailer != NULL) {
 		if (kslab_debug_retire(heap, page, index, &retiring)) {
-			quarantine(heap, (uintptr_t)slot.start, slot.bytes, heap->quarantine.max_bytes, caller);
+			quarantine(heap, (uintptr_t)slot.start, slot.bytes,
+				   heap->quarantine.max_bytes, caller);
 			return;
 		}
 	} else if (kslab_heap_set_free(heap, page, index, &retiring, caller)) {
@@ -615,7 +665,8 @@ void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t
 	kslab_report_fault(heap, &retiring.report);
 }
 
-kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page, unsigned i)
+kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page,
+			    unsigned i)
 {
 	kslab_word held = 0;
 
@@ -640,7 +691,8 @@ uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct ksla
 	return held;
 }
 
-uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index)
+uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page,
+			       uint32_t index)
 {
 	uintptr_t now = KSLAB_LOAD_RELAXED(&heap->debug_serial);
 
@@ -655,7 +707,8 @@ uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page 
 	return 0;
 }
 
-void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page *page, struct kslab_report *report)
+void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page *page,
+			 struct kslab_report *report)
 {
 	struct slot slot;
 
@@ -668,12 +721,12 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
 	}
 }
 
-/* ---- the quick way -------------------------------------------------------------------------------------- */
+/* ---- the quick way --------------------------------------------------------------------------- */
 
 /*
- * Most calls: a size class, no cache, no alignment asked for, a word of the zone with free slots; a free on the CPU
- * that owns the page. The looks are those of the long way. Nothing is changed before everything is known to be
- * right; else the long way looks again, and reports.
+ * Most calls: a size class, no cache, no alignment asked for, a word of the zone with free slots; a
+ * free on the CPU that owns the page. The looks are those of the long way. Nothing is changed
+ * before everything is known to be right; else the long way looks again, and reports.
  */
 
 /* A slot for n bytes, aligned as at level 0. Return: NULL: not the quick way. */
@@ -829,7 +882,7 @@ void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller)
 		kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
-/* ---- large blocks --------------------------------------------------------------------------------------- */
+/* ---- large blocks ---------------------------------------------------------------------------- */
 
 static void arm_large(const struct kslab_heap *heap, const struct kslab_page *page, size_t n)
 {
@@ -860,31 +913,37 @@ size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct ksl
 	return wrong != NONE ? n + wrong : NONE;
 }
 
-bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page, const void *caller)
+bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *caller)
 {
 	size_t bytes = kslab_large_bytes(heap, page), wrong = kslab_debug_large_inspect(heap, page);
-	struct kslab_report report = { .fault = KSLAB_FAULT_REDZONE,
-				       .pointer = (const void *)page->data,
-				       .object = (const void *)page->data,
-				       .object_bytes = bytes,
-				       .page = (const void *)page->data,
-				       .page_bytes = bytes,
-				       .count = wrong,
-				       .caller = caller,
-				       .what = "redzone: bytes behind the large block were overwritten; it stays live" };
+	struct kslab_report report = {
+		.fault = KSLAB_FAULT_REDZONE,
+		.pointer = (const void *)page->data,
+		.object = (const void *)page->data,
+		.object_bytes = bytes,
+		.page = (const void *)page->data,
+		.page_bytes = bytes,
+		.count = wrong,
+		.caller = caller,
+		.what = "redzone: bytes behind the large block were overwritten; it stays live"
+	};
 
 	/* Another free that won meanwhile has poisoned it: let the owner decide. */
-	if (KSLAB_LIKELY(wrong == NONE) || KSLAB_LOAD_ACQUIRE(&page->owner) != kslab_large_tag(heap))
+	if (KSLAB_LIKELY(wrong == NONE) ||
+	    KSLAB_LOAD_ACQUIRE(&page->owner) != kslab_large_tag(heap))
 		return true;
 	kslab_heap_fail(heap, KSLAB_BAD_FREE);
 	kslab_report_fault(heap, &report);
 	return false;
 }
 
-void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old, size_t n)
+void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
+			      size_t n)
 {
 	unsigned char *data = (unsigned char *)page->data;
-	size_t kept = n < old ? n : old, end = (old + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
+	size_t kept = n < old ? n : old,
+	       end = (old + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
 
 	if (end < kslab_large_bytes(heap, page))
 		end = kslab_large_bytes(heap, page);
@@ -908,14 +967,16 @@ void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *
 {
 	size_t bytes = kslab_large_bytes(heap, page);
 	size_t wrong = find_other((const unsigned char *)page->data, bytes, poison(heap));
-	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
-				       .pointer = (const void *)page->data,
-				       .object = (const void *)page->data,
-				       .object_bytes = bytes,
-				       .page = (const void *)page->data,
-				       .page_bytes = bytes,
-				       .count = wrong,
-				       .what = "use after free: a free large block was written to" };
+	struct kslab_report report = {
+		.fault = KSLAB_FAULT_USE_AFTER_FREE,
+		.pointer = (const void *)page->data,
+		.object = (const void *)page->data,
+		.object_bytes = bytes,
+		.page = (const void *)page->data,
+		.page_bytes = bytes,
+		.count = wrong,
+		.what = "use after free: a free large block was written to"
+	};
 
 	KSLAB_PORT_UNPOISON((void *)page->data, bytes);
 	if (KSLAB_UNLIKELY(wrong != NONE))

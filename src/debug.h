@@ -1,22 +1,25 @@
 /* SPDX-License-Identifier: MIT
- * debug.h - owns what debug levels 1 and 2 know: contents of slots, the quarantine, the fence round bad pages.
- * Rank: 5, beside heap.h.  Every function here is called at debug level 1 or above only; each caller asks
- * heap->debug_level first, so that level 0 pays one compare on slow paths and nothing on fast ones.
+ * debug.h - owns what debug levels 1 and 2 know: contents of slots, the quarantine, the fence round
+ * bad pages. Rank: 5, beside heap.h.  Every function here is called at debug level 1 or above only;
+ * each caller asks heap->debug_level first, so that level 0 pays one compare on slow paths and
+ * nothing on fast ones.
  *
  * A slot at level 1. n is what was asked for; a request gets at least two bytes more than that.
  *
  *     | n bytes of the client | redzone 0xbb ... | tail |
  *
- * Tail: the last byte is a code, the slack (slot - n) if that is 2..7, or "long": then 4 bytes, 8 before the end,
- * hold n and the class that level 0 would have taken; or "free". Both are mixed with the address, codes are
- * 0x80..0xfe, so that no zero, no text, no ~0 and no poison looks like one. Objects of a cache have the code only.
+ * Tail: the last byte is a code, the slack (slot - n) if that is 2..7, or "long": then 4 bytes, 8
+ * before the end, hold n and the class that level 0 would have taken; or "free". Both are mixed
+ * with the address, codes are 0x80..0xfe, so that no zero, no text, no ~0 and no poison looks like
+ * one. Objects of a cache have the code only.
  *
- * A slot at level 2 ends in a trailer instead, whose last word is a sum over it, the address and the state:
+ * A slot at level 2 ends in a trailer instead, whose last word is a sum over it, the address and
+ * the state:
  *
  *     | n bytes of the client | redzone, 8 or more | alloc caller | free caller | serial | n, class | state |
  *
- * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache with a constructor
- * keep their contents, and their redzone also while they are free.
+ * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache
+ * with a constructor keep their contents, and their redzone also while they are free.
  */
 #ifndef KSLAB_DEBUG_H
 #define KSLAB_DEBUG_H
@@ -26,51 +29,72 @@
 /* heap->debug_flags are set. */
 void kslab_debug_init(struct kslab_heap *heap);
 
-/* ---- sizes ---------------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
-/* What to look for a class with, instead of n and align: room for redzone and trailer, natural alignment. */
+/*
+ * What to look for a class with, instead of n and align: room for redzone and trailer, natural
+ * alignment.
+ */
 void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align);
-/* Slot of a cache for objects of a size that fits; not larger than max_page_bytes: then there is no room for it. */
+/*
+ * Slot of a cache for objects of a size that fits; not larger than max_page_bytes: then there is no
+ * room for it.
+ */
 size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align);
-/* Row 12 of the misuse table, with the answer of level 0: would n and align have led to the class p came from? */
-bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
-			       size_t n);
+/*
+ * Row 12 of the misuse table, with the answer of level 0: would n and align have led to the class p
+ * came from?
+ */
+bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *p, size_t align, size_t n);
 
-/* ---- the life of a slot --------------------------------------------------------------------------------- */
+/* ---- the life of a slot ---------------------------------------------------------------------- */
 
-/* Every slot of a page that is in no list becomes a free one. May allocate the quarantine's ring. */
+/*
+ * Every slot of a page that is in no list becomes a free one. May allocate the quarantine's ring.
+ */
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
 			 const struct kslab_cache *cache, unsigned flags);
-/* A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone entered. */
-void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
-		       size_t align);
-/* How many bytes a live slot was asked for. Return: false: none that is sound (it may be in quarantine): reported. */
-bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *n,
-			 const void *caller);
+/*
+ * A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone
+ * entered.
+ */
+void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request,
+		       size_t n, size_t align);
+/*
+ * How many bytes a live slot was asked for. Return: false: none that is sound (it may be in
+ * quarantine): reported.
+ */
+bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+			 size_t *n, const void *caller);
 /* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
-void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request, size_t n,
-			 size_t align);
+void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
+			 size_t n, size_t align);
 /* kslab_heap_malloc at a debug level; flags as in kslab_alloc. The quick way if there is one. */
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
 /* n of a live slot changes in place; it was measured. */
-void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object, size_t old, size_t n);
-/* A free of a slot that lies right, through the right door; from here on everything is done or reported. */
-void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index, struct kslab_cache *cache,
-		      const void *caller);
+void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
+			size_t old, size_t n);
+/*
+ * A free of a slot that lies right, through the right door; from here on everything is done or
+ * reported.
+ */
+void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
+		      struct kslab_cache *cache, const void *caller);
 /* kslab_heap_free at a debug level: whatever p is. */
 void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller);
 /* A page is given back: report what was written to its slots. No zone entered, no lock held. */
 void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page);
 
 /*
- * A free between the verdict of the bits and the bit itself. Called by kslab_heap_set_free, inside the entered
- * zone if the page is its own. Return: true: verified and poisoned, set the bit now.
+ * A free between the verdict of the bits and the bit itself. Called by kslab_heap_set_free, inside
+ * the entered zone if the page is its own. Return: true: verified and poisoned, set the bit now.
  */
 struct kslab_retiring {
 	struct kslab_cache *cache;
 	const void *caller;
 	struct kslab_report report; /* what was wrong with the object, if fault is set */
-	bool is_fenced;             /* its page is behind the fence now, and gets reported with it */
+	bool is_fenced; /* its page is behind the fence now, and gets reported with it */
 };
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			struct kslab_retiring *retiring);
@@ -78,60 +102,78 @@ bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, 
 /* Large blocks: the redzone reaches from n to the end of the block. */
 void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, unsigned flags);
 /* Return: false: its redzone was overwritten: reported. */
-bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page, const void *caller);
-/* The first byte that is wrong in its redzone, or in a spare block, as an offset; SIZE_MAX: none. */
+bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *caller);
+/*
+ * The first byte that is wrong in its redzone, or in a spare block, as an offset; SIZE_MAX: none.
+ */
 size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct kslab_page *page);
-void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old, size_t n);
+void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
+			      size_t n);
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);
 /* A block that was retired goes back or is used again: report what was written to it. */
 void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page);
 
-/* ---- quarantine (level 2) ------------------------------------------------------------------------------- */
+/* ---- quarantine (level 2) -------------------------------------------------------------------- */
 
 /* Everything leaves the ring. No zone entered, no lock held. */
 void kslab_debug_flush(struct kslab_heap *heap);
 /* Slots of word i whose bits say live, and which are in quarantine. */
-kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page, unsigned i);
+kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page,
+			    unsigned i);
 /* The same for the page: how many. */
 uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page);
 /*
- * When was this object allocated (index 0: also a large block)? A number from one counter of the heap, so that
- * later ones come after earlier ones (difference as a signed number); 0: not known.
+ * When was this object allocated (index 0: also a large block)? A number from one counter of the
+ * heap, so that later ones come after earlier ones (difference as a signed number); 0: not known.
  */
-uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index);
+uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page,
+			       uint32_t index);
 /* Who allocated and who freed it last, as far as the slot that the report names can tell. */
 void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page *page,
 			 struct kslab_report *report);
 
-/* ---- for the observers ----------------------------------------------------------------------------------- */
+/* ---- for the observers ----------------------------------------------------------------------- */
 
-/* The first byte that is wrong in slot index, as an offset; SIZE_MAX: none. *what: one line. Reads only. */
-size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
-			   const char **what);
 /*
- * For walks: a slot whose bits say live, or a live large block (index 0). Return: false: it is in quarantine; else
- * *bytes are the client's.
+ * The first byte that is wrong in slot index, as an offset; SIZE_MAX: none. *what: one line. Reads
+ * only.
  */
-bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index, size_t *bytes);
+size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_page *page,
+			   uint32_t index, const char **what);
+/*
+ * For walks: a slot whose bits say live, or a live large block (index 0). Return: false: it is in
+ * quarantine; else *bytes are the client's.
+ */
+bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
+		      size_t *bytes);
 
-/* ---- the fence (fence.c): metadata that contradicts itself ---------------------------------------------- */
+/* ---- the fence (fence.c): metadata that contradicts itself ----------------------------------- */
 
 /*
- * Each is called for an entered zone, before lists or words of it are touched. If something is wrong, the lists of
- * the whole zone are made anew from the page map, without following any link, and bad pages are fenced off:
- * in no list, no slots, state FENCED. They are reported when the zone is left.
+ * Each is called for an entered zone, before lists or words of it are touched. If something is
+ * wrong, the lists of the whole zone are made anew from the page map, without following any link,
+ * and bad pages are fenced off: in no list, no slots, state FENCED. They are reported when the zone
+ * is left.
  */
 void kslab_fence_issue(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
-/* Looks only, at a page whose words are to be used, but not its links: false: one of the others has to act. */
+/*
+ * Looks only, at a page whose words are to be used, but not its links: false: one of the others has
+ * to act.
+ */
 bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone,
 			  const struct kslab_page *page);
 /* Return: false: the page was fenced off. */
-bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index);
+bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
+		      uint32_t index);
 void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
 void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone);
 void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone);
 
-/* A page that an address leads to: its geometry against its class. Return: NULL, or what is wrong. Anybody. */
+/*
+ * A page that an address leads to: its geometry against its class. Return: NULL, or what is wrong.
+ * Anybody.
+ */
 const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_page *page);
 /* Quick: owner and class of an object page fit together, so that the class can be read. */
 bool kslab_fence_is_known(const struct kslab_heap *heap, const struct kslab_page *page);

@@ -1,19 +1,21 @@
 /* SPDX-License-Identifier: MIT
- * fence.c - owns the fence round bad pages: descriptors and links that a wild write has hit (misuse row 23).
- * Rank: 5.  Runs: the functions with a zone for whoever has entered it; the others anywhere.
+ * fence.c - owns the fence round bad pages: descriptors and links that a wild write has hit (misuse
+ * row 23). Rank: 5.  Runs: the functions with a zone for whoever has entered it; the others
+ * anywhere.
  *
- * At debug level 1 the page that a slow path is about to use is looked at first: geometry against its class, bits
- * (I1, I2, I3) against its state, links of the list ends that will be written. No pointer of a descriptor is
- * followed before it is known to lead to a descriptor. If anything is wrong, what links and counts say is worth
- * nothing: the lists of the zone are made anew from the page map, which lies elsewhere. A page that contradicts
- * itself goes behind the fence: no slots, no list, frees refused with CORRUPT_METADATA; its memory goes back when
- * the heap ends. What can't be mended: a broken chain of mail loses the remote frees of the pages behind the
- * break, until their pages are used again.
+ * At debug level 1 the page that a slow path is about to use is looked at first: geometry against
+ * its class, bits (I1, I2, I3) against its state, links of the list ends that will be written. No
+ * pointer of a descriptor is followed before it is known to lead to a descriptor. If anything is
+ * wrong, what links and counts say is worth nothing: the lists of the zone are made anew from the
+ * page map, which lies elsewhere. A page that contradicts itself goes behind the fence: no slots,
+ * no list, frees refused with CORRUPT_METADATA; its memory goes back when the heap ends. What can't
+ * be mended: a broken chain of mail loses the remote frees of the pages behind the break, until
+ * their pages are used again.
  */
 #include "debug.h"
 #include "page_list.h"
 
-/* ---- is a pointer what it claims to be? ----------------------------------------------------------------- */
+/* ---- is a pointer what it claims to be? ------------------------------------------------------ */
 
 static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
 {
@@ -25,7 +27,8 @@ static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
 		return true;
 	if (heap->meta.unmarked == 0)
 		return false;
-	for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
+	for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL;
+	     chunk = chunk->next)
 		if (!chunk->marked && address - chunk->address < chunk->pages << heap->page_shift)
 			return true;
 	return false;
@@ -33,7 +36,8 @@ static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
 
 static bool is_zone(const struct kslab_heap *heap, const struct kslab_owner *owner)
 {
-	return owner == &heap->boot_zone.owner || (((uintptr_t)owner & 63) == 0 && is_metadata(heap, owner));
+	return owner == &heap->boot_zone.owner ||
+	       (((uintptr_t)owner & 63) == 0 && is_metadata(heap, owner));
 }
 
 /* A class allocator of this very zone. */
@@ -61,11 +65,14 @@ static bool is_alone(const struct kslab_page *page)
 /* Both links lead to descriptors that lead back. The page's class is known to be one. */
 static bool is_sound(const struct kslab_heap *heap, const struct kslab_page *page)
 {
-	return is_metadata(heap, page->next) && is_metadata(heap, page->prev) && kslab_page_list_is_sound(page) &&
-	       (page->next != page || is_alone(page));
+	return is_metadata(heap, page->next) && is_metadata(heap, page->prev) &&
+	       kslab_page_list_is_sound(page) && (page->next != page || is_alone(page));
 }
 
-/* A neighbour denies the page while it agrees with another one: the page's links are what was hit, not its. */
+/*
+ * A neighbour denies the page while it agrees with another one: the page's links are what was hit,
+ * not its.
+ */
 static bool is_misled(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	const struct kslab_page *next = page->next, *prev = page->prev;
@@ -81,7 +88,7 @@ static bool is_misled(const struct kslab_heap *heap, const struct kslab_page *pa
 	       is_metadata(heap, prev->next) && prev->next->prev == prev;
 }
 
-/* ---- is a page sound in itself? ------------------------------------------------------------------------- */
+/* ---- is a page sound in itself? -------------------------------------------------------------- */
 
 static const char *check_geometry(const struct kslab_heap *heap, const struct kslab_sc *sc,
 				  const struct kslab_page *page)
@@ -93,7 +100,10 @@ static const char *check_geometry(const struct kslab_heap *heap, const struct ks
 	    kslab_page_map_find(&heap->map, page->data + (bytes - 1)) != page ||
 	    kslab_page_map_find(&heap->map, page->data + bytes) == page)
 		return "corrupt metadata: a page's address contradicts the page map";
-	/* Without a division; the inverse is the one number that makes 1 of the odd part of the size. */
+	/*
+	 * Without a division; the inverse is the one number that makes 1 of the odd part of the
+	 * size.
+	 */
 	if (page->slots == 0 || (uint64_t)page->slots * sc->size > bytes ||
 	    page->rotate != kslab_ctz(sc->size) || (sc->size >> page->rotate) * page->inverse != 1)
 		return "corrupt metadata: the slots of a page contradict its class";
@@ -102,24 +112,27 @@ static const char *check_geometry(const struct kslab_heap *heap, const struct ks
 
 bool kslab_fence_is_known(const struct kslab_heap *heap, const struct kslab_page *page)
 {
-	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner), place = (uintptr_t)page->sc - (owner & ~KSLAB_TAG_MASK);
+	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner),
+		  place = (uintptr_t)page->sc - (owner & ~KSLAB_TAG_MASK);
 
 	/* sc lies in its zone, or for a cache in metadata of its own. */
 	if (place < sizeof(struct kslab_zone))
 		return place >= offsetof(struct kslab_zone, sc);
-	return (owner & KSLAB_TAG_CACHE) && page->state != KSLAB_PAGE_LARGE && is_metadata(heap, page->sc);
+	return (owner & KSLAB_TAG_CACHE) && page->state != KSLAB_PAGE_LARGE &&
+	       is_metadata(heap, page->sc);
 }
 
 const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	const struct kslab_owner *owner = kslab_page_owner(page);
 
-	if (page == &kslab_page_nobody || page == &kslab_page_released || page == &kslab_page_metadata ||
-	    page->state == KSLAB_PAGE_LARGE)
+	if (page == &kslab_page_nobody || page == &kslab_page_released ||
+	    page == &kslab_page_metadata || page->state == KSLAB_PAGE_LARGE)
 		return NULL;
 	if (page->state == KSLAB_PAGE_IDLE && owner == NULL) /* being made */
-		return kslab_page_map_find(&heap->map, page->data) == page ?
-			       NULL : "corrupt metadata: a descriptor was erased";
+		return kslab_page_map_find(&heap->map, page->data) == page
+			       ? NULL
+			       : "corrupt metadata: a descriptor was erased";
 	if (!is_zone(heap, owner))
 		return "corrupt metadata: the owner of a page is none";
 	if (!kslab_fence_is_known(heap, page) || page->sc->size == 0)
@@ -133,7 +146,8 @@ static const char *check_bits(const struct kslab_sc *sc, const struct kslab_page
 
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
 		const struct kslab_bits *bits = &page->bits[i];
-		kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed), avail = KSLAB_LOAD_RELAXED(&bits->avail);
+		kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed),
+			   avail = KSLAB_LOAD_RELAXED(&bits->avail);
 		kslab_word tail = kslab_page_tail(page, i);
 
 		if (avail & freed)
@@ -141,19 +155,22 @@ static const char *check_bits(const struct kslab_sc *sc, const struct kslab_page
 		if ((freed & tail) != tail)
 			return "corrupt metadata: bits past the last slot are not set"; /* I3 */
 		if (avail != 0 && sc->word != &bits->avail)
-			return "corrupt metadata: slots are available outside the current word"; /* I2 */
+			/* I2 */
+			return "corrupt metadata: slots are available outside the current word";
 		has_free = has_free || ((avail | freed) & ~tail) != 0;
 		has_live = has_live || ~(avail | freed) != 0;
 	}
 	/* I4 */
-	if ((page->state == KSLAB_PAGE_EMPTY && has_live) || (page->state == KSLAB_PAGE_FULL && has_free) ||
+	if ((page->state == KSLAB_PAGE_EMPTY && has_live) ||
+	    (page->state == KSLAB_PAGE_FULL && has_free) ||
 	    (page->state == KSLAB_PAGE_PARTIAL && !has_live))
 		return "corrupt metadata: the bits of a page contradict its list";
 	return NULL;
 }
 
 /* A page that the lists of a zone lead to. Return: NULL, or what is wrong. */
-static const char *check_page(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page *page)
+static const char *check_page(struct kslab_heap *heap, struct kslab_zone *zone,
+			      const struct kslab_page *page)
 {
 	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner);
 	const char *what;
@@ -170,11 +187,15 @@ static const char *check_page(struct kslab_heap *heap, struct kslab_zone *zone, 
 	return what != NULL ? what : check_bits(page->sc, page);
 }
 
-/* ---- the fence ------------------------------------------------------------------------------------------ */
+/* ---- the fence ------------------------------------------------------------------------------- */
 
-static void fence(struct kslab_zone *zone, struct kslab_page *page, uintptr_t address, const char *what)
+static void fence(struct kslab_zone *zone, struct kslab_page *page, uintptr_t address,
+		  const char *what)
 {
-	/* A freer that queues it late needs an owner to mail it to; the drain finds no slots to harvest. */
+	/*
+	 * A freer that queues it late needs an owner to mail it to; the drain finds no slots to
+	 * harvest.
+	 */
 	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)&zone->owner | KSLAB_TAG_DEBUG);
 	kslab_page_set_state(page, KSLAB_PAGE_FENCED);
 	page->slots = 0;
@@ -199,11 +220,12 @@ static void each_page(struct kslab_heap *heap, uintptr_t base, size_t leaves,
 			last = NULL;
 			continue;
 		}
-		for (size_t n = 0; n < KSLAB_LEAF_ENTRIES; n++, address += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT) {
+		for (size_t n = 0; n < KSLAB_LEAF_ENTRIES;
+		     n++, address += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT) {
 			struct kslab_page *page = kslab_page_map_find(&heap->map, address);
 
-			if (page != last && page != &kslab_page_nobody && page != &kslab_page_released &&
-			    page != &kslab_page_metadata)
+			if (page != last && page != &kslab_page_nobody &&
+			    page != &kslab_page_released && page != &kslab_page_metadata)
 				fn(ctx, page, address);
 			last = page;
 		}
@@ -211,7 +233,8 @@ static void each_page(struct kslab_heap *heap, uintptr_t base, size_t leaves,
 }
 
 static void each_mapped(struct kslab_heap *heap,
-			void (*fn)(void *ctx, struct kslab_page *page, uintptr_t address), void *ctx)
+			void (*fn)(void *ctx, struct kslab_page *page, uintptr_t address),
+			void *ctx)
 {
 	each_page(heap, heap->map.base, heap->map.limit, fn, ctx);
 	if (heap->map.side[0] != 0)
@@ -258,7 +281,8 @@ static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 		return;
 	if (zone == 0) {
 		/* A page that is being made, or a large block that is free; or erased. */
-		if (page->state != KSLAB_PAGE_LARGE && (page->data != address || page->state != KSLAB_PAGE_IDLE))
+		if (page->state != KSLAB_PAGE_LARGE &&
+		    (page->data != address || page->state != KSLAB_PAGE_IDLE))
 			what = "corrupt metadata: a descriptor was erased";
 	} else if (zone != (uintptr_t)rebuild->zone) {
 		/* Somebody else's, who looks by himself; or nobody's. */
@@ -271,7 +295,8 @@ static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 	}
 	if (what == NULL)
 		return;
-	if (zone == (uintptr_t)rebuild->zone && is_sc_of(heap, rebuild->zone, page->sc) && page->sc->page == page)
+	if (zone == (uintptr_t)rebuild->zone && is_sc_of(heap, rebuild->zone, page->sc) &&
+	    page->sc->page == page)
 		drop_current(page->sc);
 	fence(rebuild->zone, page, address, what);
 }
@@ -296,10 +321,12 @@ static void mend(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_
 
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++)
 		if (sc->page != NULL && check_page(heap, zone, sc->page) != NULL)
-			drop_current(sc); /* it may not know this class any more when it is met below */
+			drop_current(
+				sc); /* it may not know this class any more when it is met below */
 	each_mapped(heap, judge_page, &rebuild);
 	if (zone->owner.corrupt == known && suspect != NULL && suspect->state != KSLAB_PAGE_FENCED)
-		fence(zone, suspect, suspect->data, "corrupt metadata: the links of a page are broken");
+		fence(zone, suspect, suspect->data,
+		      "corrupt metadata: the links of a page are broken");
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
 		sc->partial.head = sc->full.head = sc->empty.head = NULL;
 		sc->pages = sc->empty_pages = 0;
@@ -308,10 +335,11 @@ static void mend(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_
 	each_mapped(heap, sort_page, &rebuild);
 }
 
-/* ---- before a slow path --------------------------------------------------------------------------------- */
+/* ---- before a slow path ---------------------------------------------------------------------- */
 
 /* The ends of a list, which an insertion or the removal of its first page writes. */
-static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list *list, struct kslab_page **suspect)
+static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list *list,
+			   struct kslab_page **suspect)
 {
 	struct kslab_page *head = list->head;
 
@@ -319,14 +347,17 @@ static bool has_sound_ends(struct kslab_heap *heap, const struct kslab_page_list
 		return true;
 	if (!is_metadata(heap, head) || head->sc == NULL)
 		return false;
-	if (!is_metadata(heap, head->next) || !is_metadata(heap, head->prev) || !kslab_page_list_is_sound(head))
+	if (!is_metadata(heap, head->next) || !is_metadata(heap, head->prev) ||
+	    !kslab_page_list_is_sound(head))
 		*suspect = head;
 	return *suspect == NULL;
 }
 
-static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc, struct kslab_page **suspect)
+static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc,
+			    struct kslab_page **suspect)
 {
-	return has_sound_ends(heap, &sc->partial, suspect) && has_sound_ends(heap, &sc->full, suspect) &&
+	return has_sound_ends(heap, &sc->partial, suspect) &&
+	       has_sound_ends(heap, &sc->full, suspect) &&
 	       has_sound_ends(heap, &sc->empty, suspect);
 }
 
@@ -383,13 +414,19 @@ bool kslab_fence_is_sound(struct kslab_heap *heap, struct kslab_zone *zone,
 	return check_page(heap, zone, page) == NULL;
 }
 
-bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page, uint32_t index)
+bool kslab_fence_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
+		      uint32_t index)
 {
-	kslab_word freed = KSLAB_LOAD_RELAXED(&page->bits[index / KSLAB_WORD_BITS].freed) | kslab_bit(index);
+	kslab_word freed =
+		KSLAB_LOAD_RELAXED(&page->bits[index / KSLAB_WORD_BITS].freed) | kslab_bit(index);
 	struct kslab_page *suspect = NULL;
 
-	/* What changes lists (kslab_sc_free_local): the first free of a full page, the last of a word. */
-	if ((page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) && freed != ~(kslab_word)0)
+	/*
+	 * What changes lists (kslab_sc_free_local): the first free of a full page, the last of a
+	 * word.
+	 */
+	if ((page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) &&
+	    freed != ~(kslab_word)0)
 		return true;
 	if (check_page(heap, zone, page) == NULL) {
 		if (page->state != KSLAB_PAGE_CURRENT && !is_sound(heap, page))
@@ -417,8 +454,8 @@ void kslab_fence_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct 
 }
 
 /* Return: false: *suspect is the page where the list breaks, if that is one. */
-static bool is_list_sound(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_page_list *list,
-			  struct kslab_page **suspect)
+static bool is_list_sound(struct kslab_heap *heap, struct kslab_zone *zone,
+			  const struct kslab_page_list *list, struct kslab_page **suspect)
 {
 	struct kslab_page *page = list->head;
 
@@ -451,10 +488,11 @@ void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone)
 		mend(heap, zone, suspect);
 }
 
-/* ---- report, and the end -------------------------------------------------------------------------------- */
+/* ---- report, and the end --------------------------------------------------------------------- */
 
 /* Bytes of the map from an address on that lead to a descriptor. */
-static size_t mapped_bytes(const struct kslab_heap *heap, const struct kslab_page *page, uintptr_t address)
+static size_t mapped_bytes(const struct kslab_heap *heap, const struct kslab_page *page,
+			   uintptr_t address)
 {
 	uintptr_t end = address;
 

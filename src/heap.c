@@ -2,10 +2,10 @@
  * heap.c - owns a heap: its zones, object pages, large blocks, memory pressure.
  * Rank: 5.  Runs: any CPU, any level; each function says what it may call.
  *
- * ---- Theory of the heap ---------------------------------------------------------------------------------
+ * ---- Theory of the heap -------------------------------------------------------------------------
  *
- * Memory. Base pages come from the page source. A run of them becomes an object page: equal slots, and out of
- * line a descriptor with three bits for each slot:
+ * Memory. Base pages come from the page source. A run of them becomes an object page: equal slots,
+ * and out of line a descriptor with three bits for each slot:
  *
  *     avail   may be issued; the owner pops from it      |  a live slot has none of the three,
  *     freed   freed by the owner, or harvested           |  a free slot exactly one
@@ -16,115 +16,137 @@
  *       ^                     |
  *       +------ avail <-------+  issue: 64 slots at once, when a word becomes current
  *
- * They are three words because an allocation that pops from one and a free that sets another do not wait for
- * each other's stores. Free memory itself is never touched.
+ * They are three words because an allocation that pops from one and a free that sets another do not
+ * wait for each other's stores. Free memory itself is never touched.
  *
- * The life of an allocation. n -> route[] -> this CPU's class (struct kslab_sc) -> the cached word `avail` ->
- * lowest bit -> address. No count, no lock. If the word is used up (kslab_sc_next): the next word of the page,
- * harvesting its remote bits first; then mail; the next partial page, oldest first; an empty page; a page out of
- * limbo; the page source (two-phase: outside the zone, then everything is looked at again); memory pressure
- * (kslab_heap_relieve); NULL and a reason.
+ * The life of an allocation. n -> route[] -> this CPU's class (struct kslab_sc) -> the cached word
+ * `avail` -> lowest bit -> address. No count, no lock. If the word is used up (kslab_sc_next): the
+ * next word of the page, harvesting its remote bits first; then mail; the next partial page, oldest
+ * first; an empty page; a page out of limbo; the page source (two-phase: outside the zone, then
+ * everything is looked at again); memory pressure (kslab_heap_relieve); NULL and a reason.
  *
- * The life of a free. Address -> page_map -> descriptor. If its owner equals this zone's key the page is ours, not
- * full, and nobody of this CPU is inside: exact division gives the slot, or refuses; the three bits give the
- * verdict; one store to `freed`. If that word is now full the page may have become empty. Any other owner value
- * (full page, other CPU, other level, cache, large block, debug, nobody) leads to kslab_heap_free_slow.
+ * The life of a free. Address -> page_map -> descriptor. If its owner equals this zone's key the
+ * page is ours, not full, and nobody of this CPU is inside: exact division gives the slot, or
+ * refuses; the three bits give the verdict; one store to `freed`. If that word is now full the page
+ * may have become empty. Any other owner value (full page, other CPU, other level, cache, large
+ * block, debug, nobody) leads to kslab_heap_free_slow.
  *
- * On another CPU: one fetch_or on `remote`; its old value decides between free and double free. If the page is ARMED,
- * the freer flips it to QUEUED and pushes it on the owner's mailbox.
+ * On another CPU: one fetch_or on `remote`; its old value decides between free and double free. If
+ * the page is ARMED, the freer flips it to QUEUED and pushes it on the owner's mailbox.
  *
- * ---- Invariants -----------------------------------------------------------------------------------------
+ * ---- Invariants ---------------------------------------------------------------------------------
  *
- * I1  Each slot has at most one of its bits set (a racing double free may add `remote` until the next harvest).
+ * I1  Each slot has at most one of its bits set (a racing double free may add `remote` until the
+ *     next harvest).
  * I2  `avail` is nonzero only in the current word of a current page.
- * I3  Bits of `freed` past the last slot are always set, so "all ones" means "no live slot in this word".
- * I4  A page is in exactly the list that its state names; CURRENT pages are in none. FULL pages, and only they,
- *     have KSLAB_TAG_FULL in their owner. PARTIAL pages have live objects; whether they have a free slot shows
- *     at their turn. Counts of a class are the lengths of its lists.
- * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's CPU writes it; an
- *     interrupt leaves it as it found it.
- * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED, QUEUED, or about
- *     to be harvested. A QUEUED page is in its owner's mailbox or on its way there, does not change hands, and
- *     is not released. ARMED goes to QUEUED (by a freer) or IDLE (by the owner) by compare-and-swap only.
- * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner of one whose
- *     page has gone. The worst is a spurious mail to the next owner, which harvests nothing and arms again.
+ * I3  Bits of `freed` past the last slot are always set, so "all ones" means "no live slot in this
+ *     word".
+ * I4  A page is in exactly the list that its state names; CURRENT pages are in none. FULL pages,
+ *     and only they, have KSLAB_TAG_FULL in their owner. PARTIAL pages have live objects; whether
+ *     they have a free slot shows at their turn. Counts of a class are the lengths of its lists.
+ * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's
+ *     CPU writes it; an interrupt leaves it as it found it.
+ * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED,
+ *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox or on its way
+ *     there, does not change hands, and is not released. ARMED goes to QUEUED (by a freer) or IDLE
+ *     (by the owner) by compare-and-swap only.
+ * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner
+ *     of one whose page has gone. The worst is a spurious mail to the next owner, which harvests
+ *     nothing and arms again.
  *
- * ---- Memory order ---------------------------------------------------------------------------------------
+ * ---- Memory order -------------------------------------------------------------------------------
  *
- * fetch_or on remote releases the freer's last writes to the object; the harvest's load acquires them. Arming is
- * Dekker's pattern: the owner stores ARMED, then reads remote; the freer sets its bit, then reads mail; all four
- * are sequentially consistent, so one sees the other. The owner publishes a bit where it goes before it clears it where
- * it was (release), and a remote freer looks in the order of that way (acquire), so a second free finds the bit
- * somewhere. A push to the mailbox releases, the drain acquires. tests/wmm runs this source under a weak-memory checker, with
- * every order weakened in turn. What can't be decided: a second free whose fetch_or lands after the slot was harvested and
- * issued again; that is a free of the new object (misuse row 3), and debug level 2 catches it.
+ * fetch_or on remote releases the freer's last writes to the object; the harvest's load acquires
+ * them. Arming is Dekker's pattern: the owner stores ARMED, then reads remote; the freer sets its
+ * bit, then reads mail; all four are sequentially consistent, so one sees the other. The owner
+ * publishes a bit where it goes before it clears it where it was (release), and a remote freer
+ * looks in the order of that way (acquire), so a second free finds the bit somewhere. A push to the
+ * mailbox releases, the drain acquires. tests/wmm runs this source under a weak-memory checker,
+ * with every order weakened in turn. What can't be decided: a second free whose fetch_or lands
+ * after the slot was harvested and issued again; that is a free of the new object (misuse row 3),
+ * and debug level 2 catches it.
  *
- * ---- Interrupts -----------------------------------------------------------------------------------------
+ * ---- Interrupts ---------------------------------------------------------------------------------
  *
- * Entering a zone is a plain store (key = 0). A handler that finds the key 0 uses the zone of the next level and
- * sees the outer zone's pages as another CPU's. A handler that comes before the store is over when we go on; what was
- * read before the store and may have changed (the owner of the page) is compared after it. Nothing is masked.
- * The heap lock saves interrupts and is only tried in an NMI. A free needs no zone: it can always be remote.
+ * Entering a zone is a plain store (key = 0). A handler that finds the key 0 uses the zone of the
+ * next level and sees the outer zone's pages as another CPU's. A handler that comes before the
+ * store is over when we go on; what was read before the store and may have changed (the owner of
+ * the page) is compared after it. Nothing is masked. The heap lock saves interrupts and is only
+ * tried in an NMI. A free needs no zone: it can always be remote.
  *
- * ---- Locks ----------------------------------------------------------------------------------------------
+ * ---- Locks --------------------------------------------------------------------------------------
  *
- * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a zone.
- * 2. the lock of the default heap, for the list of heaps; never together with 1; what is read of other
- *    heaps under lock 1 (kslab_source_is_known) is read without theirs.
- * No lock and no zone is held while a callback of the kernel (page source, purge, report, constructor) runs.
+ * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a
+ *    zone.
+ * 2. the lock of the default heap, for the list of heaps; never together with 1; what is read of
+ *    other heaps under lock 1 (kslab_source_is_known) is read without theirs.
+ * No lock and no zone is held while a callback of the kernel (page source, purge, report,
+ * constructor) runs.
  *
- * ---- What we chose not to do ----------------------------------------------------------------------------
+ * ---- What we chose not to do --------------------------------------------------------------------
  *
- * No per-object free lists (they touch free memory, and can't tell a double free). No counts on the fast path. No
- * merging of classes between CPUs: pages move when a CPU goes offline, not for balance. No randomisation.
+ * No per-object free lists (they touch free memory, and can't tell a double free). No counts on the
+ * fast path. No merging of classes between CPUs: pages move when a CPU goes offline, not for
+ * balance. No randomisation.
  *
- * ---- Tuning record --------------------------------------------------------------------------------------
+ * ---- Tuning record ------------------------------------------------------------------------------
  *
- * Class spacing: eight per doubling up to 2 KiB instead of four costs partly used pages and saves about 4 % of memory
- * on kernel-like mixes. Object pages start at the shortest useful length with 16 slots (against none: random
- * replacement of 1,000 objects 6 % faster, pairs of 2 KiB a third, and less memory) and double after every
- * eight, so that a class wastes at most about 1/8 of itself in its newest page (sixteen: no less memory from the source,
- * 0.7 % more resident, for more descriptors). Partial pages: new ones to the tail; to
- * the head they thrash. A used-up page goes behind the waiting ones instead of being filed as full: random replacement
- * of 100,000 objects takes 153 instructions instead of 203, for no arming and no first free by the slow path. A
- * word's slots found by shift instead of a branch: a quarter of the mispredictions there. Word triples side by side
- * rather than three arrays: a cold or remote free touches two lines, not three. Links and state in
- * another line than what remote freers read: objects exchanged 5 % faster, 0.3 to 1.4 % more memory resident: no.
- * A middle path for frees to other CPUs: 130 instructions instead of 203; asking for the line by PREFETCHW: 2 % at
- * most: what is paid is the line that comes and goes. Gathering remote frees before the atomic: not done, a free that waits is one that the owner can't see, and a double free would be found too
- * late. Larger growth by realloc (a quarter more): not done, a sized free could not be checked. Size folded at compile
- * time by a macro: 2 instructions of 17 and the call, for 60 bytes at each place: not done. Retention
- * of 4 MiB a CPU instead of 512 KiB, as the host port has it: 2 KiB batches in half the time, blocks of 1 MiB in
- * a twentieth. Page map with plain loads and a fixed limit: four instructions less than a growing count.
- * Masked index kept from being shared (KSLAB_HIDE): two less. Key compared after entering: no second check.
+ * Class spacing: eight per doubling up to 2 KiB instead of four costs partly used pages and saves
+ * about 4 % of memory on kernel-like mixes. Object pages start at the shortest useful length with
+ * 16 slots (against none: random replacement of 1,000 objects 6 % faster, pairs of 2 KiB a third,
+ * and less memory) and double after every eight, so that a class wastes at most about 1/8 of itself
+ * in its newest page (sixteen: no less memory from the source, 0.7 % more resident, for more
+ * descriptors). Partial pages: new ones to the tail; to the head they thrash. A used-up page goes
+ * behind the waiting ones instead of being filed as full: random replacement of 100,000 objects
+ * takes 153 instructions instead of 203, for no arming and no first free by the slow path. A word's
+ * slots found by shift instead of a branch: a quarter of the mispredictions there. Word triples
+ * side by side rather than three arrays: a cold or remote free touches two lines, not three. Links
+ * and state in another line than what remote freers read: objects exchanged 5 % faster, 0.3 to 1.4
+ * % more memory resident: no. A middle path for frees to other CPUs: 130 instructions instead of
+ * 203; asking for the line by PREFETCHW: 2 % at most: what is paid is the line that comes and goes.
+ * Gathering remote frees before the atomic: not done, a free that waits is one that the owner can't
+ * see, and a double free would be found too late. Larger growth by realloc (a quarter more): not
+ * done, a sized free could not be checked. Size folded at compile time by a macro: 2 instructions
+ * of 17 and the call, for 60 bytes at each place: not done. Retention of 4 MiB a CPU instead of 512
+ * KiB, as the host port has it: 2 KiB batches in half the time, blocks of 1 MiB in a twentieth.
+ * Page map with plain loads and a fixed limit: four instructions less than a growing count. Masked
+ * index kept from being shared (KSLAB_HIDE): two less. Key compared after entering: no second
+ * check.
  */
-#include "debug.h"
 #include "heap.h"
+#include "debug.h"
 #include "inject.h"
 #include "page_list.h"
 #include "region.h"
 #include "report.h"
 #include "tally.h"
 
-_Static_assert(offsetof(struct kslab_zone, sc) <= 256, "owner, mailbox, counters: four lines before the classes");
+_Static_assert(offsetof(struct kslab_zone, sc) <= 256,
+	       "owner, mailbox, counters: four lines before the classes");
 _Static_assert(sizeof(uintptr_t) != 8 || sizeof(struct kslab_zone) == 4096, "a zone is one page");
-_Static_assert(offsetof(struct kslab_zone, sc) + KSLAB_CLASSES * sizeof(struct kslab_sc) <= UINT16_MAX,
+_Static_assert(offsetof(struct kslab_zone, sc) + KSLAB_CLASSES * sizeof(struct kslab_sc) <=
+		       UINT16_MAX,
 	       "route entries hold an offset in 16 bits");
 
 struct kslab_heap kslab_default_heap;
 
 #define NO_CLASS KSLAB_SC_CORE_INIT(0, KSLAB_CLASS_CACHE)
-struct kslab_zone kslab_zone_none = { .last_error = KSLAB_NOT_INITIALISED, .sc = { [0 ... KSLAB_CLASSES - 1] = NO_CLASS } };
+struct kslab_zone kslab_zone_none = { .last_error = KSLAB_NOT_INITIALISED,
+				      .sc = { [0 ... KSLAB_CLASSES - 1] = NO_CLASS } };
 
-/* Object pages of a class at each length before longer ones are made: its newest page wastes at most about 1/8. */
+/*
+ * Object pages of a class at each length before longer ones are made: its newest page wastes at
+ * most about 1/8.
+ */
 #define PAGES_PER_LENGTH 8u
 
 /* Slots that the longest descriptor has bits for. */
 #define SLOTS_MAX (512u * KSLAB_WORD_BITS)
 
-/* ---- zones ---------------------------------------------------------------------------------------------- */
+/* ---- zones ----------------------------------------------------------------------------------- */
 
-void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level)
+void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu,
+		      unsigned level)
 {
 	memset(zone, 0, sizeof(*zone));
 	zone->heap = heap;
@@ -187,7 +209,10 @@ enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags)
 		return reason;
 	kslab_zone_start(heap, fresh, last->cpu, last->level + 1u);
 	fresh->owner.key = (uintptr_t)fresh;
-	/* An interrupt may have added this level meanwhile: then ours is unused metadata until the heap ends. */
+	/*
+	 * An interrupt may have added this level meanwhile: then ours is unused metadata until the
+	 * heap ends.
+	 */
 	KSLAB_CAS_RELEASE(&last->inner, &none, fresh);
 	return KSLAB_OK;
 }
@@ -202,7 +227,8 @@ struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone,
 		return NULL; /* has the number of a zone that has caches; it has none */
 	i -= KSLAB_CLASSES;
 	for (cache = KSLAB_LOAD_ACQUIRE(&heap->caches); cache != NULL; cache = cache->next) {
-		struct kslab_cache_zone *own = KSLAB_LOAD_ACQUIRE(&cache->zones[kslab_zone_index(zone)]);
+		struct kslab_cache_zone *own =
+			KSLAB_LOAD_ACQUIRE(&cache->zones[kslab_zone_index(zone)]);
 
 		if (own != NULL && i-- == 0)
 			return &own->sc;
@@ -210,7 +236,8 @@ struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone,
 	return NULL;
 }
 
-void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone), void *ctx)
+void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone),
+			  void *ctx)
 {
 	struct kslab_zone *limbo = KSLAB_LOAD_ACQUIRE(&heap->limbo);
 
@@ -247,7 +274,7 @@ void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason)
 	return NULL;
 }
 
-/* ---- giving pages back ---------------------------------------------------------------------------------- */
+/* ---- giving pages back ----------------------------------------------------------------------- */
 
 void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page)
 {
@@ -314,16 +341,19 @@ void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone)
 	}
 }
 
-void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count, const void *caller)
+void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count,
+			    const void *caller)
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, object);
-	struct kslab_report report = { .fault = KSLAB_FAULT_DOUBLE_FREE,
-				       .pointer = (void *)object,
-				       .object = (void *)object,
-				       .page = (void *)page->data,
-				       .count = count,
-				       .caller = caller,
-				       .what = "double free, found when remote frees were taken in" };
+	struct kslab_report report = {
+		.fault = KSLAB_FAULT_DOUBLE_FREE,
+		.pointer = (void *)object,
+		.object = (void *)object,
+		.page = (void *)page->data,
+		.count = count,
+		.caller = caller,
+		.what = "double free, found when remote frees were taken in"
+	};
 
 	if (page->sc != NULL) {
 		report.object_bytes = page->sc->size;
@@ -332,19 +362,25 @@ void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t co
 	kslab_report_fault(heap, &report);
 }
 
-void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page, const void *caller)
+void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *caller)
 {
-	struct kslab_report report = { .fault = KSLAB_FAULT_CORRUPT_METADATA,
-				       .pointer = page,
-				       .page = (void *)page->data,
-				       .caller = caller,
-				       .what = "corrupt metadata: a page's list links are broken; it is fenced off" };
+	struct kslab_report report = {
+		.fault = KSLAB_FAULT_CORRUPT_METADATA,
+		.pointer = page,
+		.page = (void *)page->data,
+		.caller = caller,
+		.what = "corrupt metadata: a page's list links are broken; it is fenced off"
+	};
 
 	kslab_report_fault(heap, &report);
 }
 
-/* What a zone has to give back: for a reclaim request everything, else what is above the retention. */
-static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zone *zone, bool *collected)
+/*
+ * What a zone has to give back: for a reclaim request everything, else what is above the retention.
+ */
+static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zone *zone,
+				       bool *collected)
 {
 	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
 	struct kslab_page *page = NULL;
@@ -391,7 +427,8 @@ static void trim(struct kslab_heap *heap, unsigned level)
 	}
 }
 
-void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller)
+void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone,
+				const void *caller)
 {
 	uintptr_t late = zone->owner.late;
 	size_t late_count = zone->owner.late_count;
@@ -415,7 +452,8 @@ void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone
 /* Pages to give back, by retention or by request. */
 KSLAB_INLINE bool has_surplus(const struct kslab_heap *heap, const struct kslab_zone *zone)
 {
-	return zone->owner.empty_run > KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
+	return zone->owner.empty_run >
+		       KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
 	       zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
 }
 
@@ -435,7 +473,7 @@ void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const vo
 		trim(heap, level);
 }
 
-/* ---- making pages --------------------------------------------------------------------------------------- */
+/* ---- making pages ---------------------------------------------------------------------------- */
 
 struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request)
 {
@@ -459,7 +497,8 @@ uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab
 }
 
 /* Length of the next page of a class: longer with its use, no longer than the source can give. */
-static size_t next_run(const struct kslab_heap *heap, size_t min_run, size_t max_run, uint32_t pages_so_far)
+static size_t next_run(const struct kslab_heap *heap, size_t min_run, size_t max_run,
+		       uint32_t pages_so_far)
 {
 	uint32_t limit = KSLAB_LOAD_RELAXED(&heap->run_limit);
 	size_t run = min_run;
@@ -470,8 +509,8 @@ static size_t next_run(const struct kslab_heap *heap, size_t min_run, size_t max
 }
 
 /* A run for slots of `bytes`: the wished length, or less if that is not to be had. */
-static enum kslab_reason find_run(struct kslab_heap *heap, size_t bytes, size_t wish, unsigned flags,
-				  struct kslab_run *run)
+static enum kslab_reason find_run(struct kslab_heap *heap, size_t bytes, size_t wish,
+				  unsigned flags, struct kslab_run *run)
 {
 	enum kslab_reason reason;
 
@@ -482,13 +521,15 @@ static enum kslab_reason find_run(struct kslab_heap *heap, size_t bytes, size_t 
 		/* BUSY: an NMI, which can't ask the callback; a region may still have less. */
 		if (reason != KSLAB_NO_PAGES && reason != KSLAB_QUOTA && reason != KSLAB_BUSY)
 			return reason;
-		if (reason == KSLAB_NO_PAGES && !(flags & KSLAB_NOWAIT) && heap->alloc_pages != NULL)
+		if (reason == KSLAB_NO_PAGES && !(flags & KSLAB_NOWAIT) &&
+		    heap->alloc_pages != NULL)
 			KSLAB_STORE_RELAXED(&heap->run_limit, (uint32_t)wish / 2);
 	}
 }
 
-struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct kslab_request *request,
-					uint32_t pages_so_far, enum kslab_reason *reason)
+struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap,
+					const struct kslab_request *request, uint32_t pages_so_far,
+					enum kslab_reason *reason)
 {
 	const struct kslab_cache *cache = request->cache;
 	size_t bytes = cache != NULL ? cache->slot_bytes : kslab_class_bytes(request->cls);
@@ -501,7 +542,8 @@ struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct ks
 	if (wish << heap->page_shift < bytes)
 		wish = min_run; /* the limit is too small for one slot: ask all the same */
 	*reason = KSLAB_INJECTED;
-	if (kslab_inject_page(heap, cache != NULL ? KSLAB_INJECT_CACHE : request->cls, request->flags & KSLAB_RESERVE))
+	if (kslab_inject_page(heap, cache != NULL ? KSLAB_INJECT_CACHE : request->cls,
+			      request->flags & KSLAB_RESERVE))
 		return NULL;
 	*reason = find_run(heap, bytes, wish, request->flags, &run);
 	if (*reason != KSLAB_OK)
@@ -509,7 +551,8 @@ struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct ks
 	slots = kslab_divide(run.pages << heap->page_shift, bytes);
 	if (slots > SLOTS_MAX)
 		slots = SLOTS_MAX;
-	page = kslab_descriptor_alloc(heap, (unsigned)((slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS),
+	page = kslab_descriptor_alloc(heap,
+				      (unsigned)((slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS),
 				      request->flags, reason);
 	if (page == NULL) {
 		kslab_source_free(heap, run.address, run.pages);
@@ -523,14 +566,16 @@ struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct ks
 		for (size_t i = 0; i < slots; i++)
 			cache->constructor((void *)(run.address + i * bytes), cache->ctx);
 	if (pages_so_far % (4 * PAGES_PER_LENGTH) == 0 && run.pages == 1)
-		KSLAB_STORE_RELAXED(&heap->run_limit, UINT16_MAX); /* perhaps there are runs again */
+		KSLAB_STORE_RELAXED(&heap->run_limit,
+				    UINT16_MAX); /* perhaps there are runs again */
 	return page;
 }
 
-/* ---- allocate ------------------------------------------------------------------------------------------- */
+/* ---- allocate -------------------------------------------------------------------------------- */
 
 /* Put a fresh page into whatever zone this CPU has now, and take its first object. */
-static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request *request, struct kslab_page *page)
+static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request *request,
+			     struct kslab_page *page)
 {
 	struct kslab_zone *zone;
 	struct kslab_sc *sc = NULL;
@@ -559,9 +604,10 @@ static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request
 
 /* A cache gets its part of a zone when it is first used there. */
 enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
-					unsigned index)
+				       unsigned index)
 {
-	const struct kslab_sc core = KSLAB_SC_CORE_INIT(request->cache->slot_bytes, KSLAB_CLASS_CACHE);
+	const struct kslab_sc core =
+		KSLAB_SC_CORE_INIT(request->cache->slot_bytes, KSLAB_CLASS_CACHE);
 	struct kslab_cache_zone *own, *none = NULL;
 	enum kslab_reason reason;
 
@@ -613,7 +659,8 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 			kslab_fence_issue(heap, zone, sc);
 		if (object == NULL)
 			object = kslab_sc_next(&zone->owner, sc);
-		if (object == NULL && request->cache == NULL && KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
+		if (object == NULL && request->cache == NULL &&
+		    KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
 		    kslab_limbo_adopt(heap, zone, request->cls))
 			object = kslab_sc_next(&zone->owner, sc);
 		pages_so_far = sc->pages;
@@ -685,7 +732,8 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 
 	KSLAB_TAKE_CALLER(caller);
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller) : malloc_slower(n, heap, caller);
+		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
+					      : malloc_slower(n, heap, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
@@ -726,7 +774,8 @@ static void clear(void *mem, size_t n)
 	}
 }
 
-void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags, const void *caller)
+void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags,
+			   const void *caller)
 {
 	struct kslab_request request = { NULL, 0, flags, caller };
 	void *object;
@@ -752,7 +801,7 @@ void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsi
 	return object;
 }
 
-/* ---- free ----------------------------------------------------------------------------------------------- */
+/* ---- free ------------------------------------------------------------------------------------ */
 
 /* Metadata that the map does not know: the bit trees at the beginning of regions. */
 static bool is_own_memory(struct kslab_heap *heap, uintptr_t address)
@@ -793,13 +842,15 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	if (sc == NULL && page->slots != 0) { /* a large block, live or freed */
 		report->page = (void *)page->data;
 		report->page_bytes = kslab_large_bytes(heap, page);
-		if (offset >= report->page_bytes) { /* beside the block, in the run of an unusual alignment */
+		if (offset >=
+		    report->page_bytes) { /* beside the block, in the run of an unusual alignment */
 			report->fault = KSLAB_FAULT_BAD_POINTER;
 			return;
 		}
 		report->object = report->page;
 		report->object_bytes = report->page_bytes;
-		report->fault = offset == 0 ? KSLAB_FAULT_DOUBLE_FREE : KSLAB_FAULT_INTERIOR_POINTER;
+		report->fault =
+			offset == 0 ? KSLAB_FAULT_DOUBLE_FREE : KSLAB_FAULT_INTERIOR_POINTER;
 		if (cache != NULL)
 			report->fault = KSLAB_FAULT_WRONG_CACHE;
 		return;
@@ -824,13 +875,14 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 			return;
 		}
 	}
-	report->fault = offset != index * sc->size ? KSLAB_FAULT_INTERIOR_POINTER : KSLAB_FAULT_DOUBLE_FREE;
+	report->fault =
+		offset != index * sc->size ? KSLAB_FAULT_INTERIOR_POINTER : KSLAB_FAULT_DOUBLE_FREE;
 	if (heap->debug_level != 0)
 		kslab_debug_callers(heap, page, report);
 }
 
-KSLAB_COLD void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct kslab_cache *cache,
-					 const void *caller)
+KSLAB_COLD void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p,
+					 struct kslab_cache *cache, const void *caller)
 {
 	struct kslab_report report = { .pointer = p, .caller = caller };
 
@@ -842,14 +894,19 @@ KSLAB_COLD void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p,
 	kslab_report_fault(heap, &report);
 }
 
-/* True if the page's objects may be freed through this door: kslab_free, or kslab_cache_free of this cache. */
-static bool is_right_door(const struct kslab_page *page, uintptr_t owner, const struct kslab_cache *cache)
+/*
+ * True if the page's objects may be freed through this door: kslab_free, or kslab_cache_free of
+ * this cache.
+ */
+static bool is_right_door(const struct kslab_page *page, uintptr_t owner,
+			  const struct kslab_cache *cache)
 {
 	if ((owner & ~KSLAB_TAG_MASK) == 0)
 		return false;
 	if (cache == NULL)
 		return !(owner & KSLAB_TAG_CACHE);
-	return (owner & KSLAB_TAG_CACHE) && ((const struct kslab_cache_zone *)page->sc)->cache == cache;
+	return (owner & KSLAB_TAG_CACHE) &&
+	       ((const struct kslab_cache_zone *)page->sc)->cache == cache;
 }
 
 /* With retention 0 a current page must not stay behind when it is empty. */
@@ -860,10 +917,12 @@ static void retire_if_unused(struct kslab_owner *owner, struct kslab_page *page)
 }
 
 /* What debug levels do first, inside the zone if there is one. Return: true: go on. */
-static bool is_ready_to_free(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
-			     uint32_t index, struct kslab_retiring *retiring)
+static bool is_ready_to_free(struct kslab_heap *heap, struct kslab_zone *zone,
+			     struct kslab_page *page, uint32_t index,
+			     struct kslab_retiring *retiring)
 {
-	if (zone != NULL && kslab_page_owner(page) == &zone->owner && !kslab_fence_free(heap, zone, page, index)) {
+	if (zone != NULL && kslab_page_owner(page) == &zone->owner &&
+	    !kslab_fence_free(heap, zone, page, index)) {
 		if (retiring != NULL)
 			retiring->is_fenced = true;
 		return false;
@@ -880,8 +939,8 @@ static void count_remote(struct kslab_heap *heap, struct kslab_zone *zone, size_
 }
 
 /* Inside a zone of this CPU, or NULL. Return: false: it was free. */
-KSLAB_INLINE bool free_to_other(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
-				uint32_t index)
+KSLAB_INLINE bool free_to_other(struct kslab_heap *heap, struct kslab_zone *zone,
+				struct kslab_page *page, uint32_t index)
 {
 	/* Counted before it is done: kslab_quiesce never sees a harvest without its free. */
 	count_remote(heap, zone, 1);
@@ -929,7 +988,8 @@ bool kslab_heap_set_free(struct kslab_heap *heap, struct kslab_page *page, uint3
 	return set_free(heap, page, index, retiring, caller);
 }
 
-KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller)
+KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache,
+				     const void *caller)
 {
 	uintptr_t address = (uintptr_t)p, owner;
 	struct kslab_page *page;
@@ -940,7 +1000,8 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 	page = kslab_page_map_find(&heap->map, address);
 	owner = KSLAB_LOAD_RELAXED(&page->owner);
 	if (owner == kslab_large_tag(heap) && cache == NULL) {
-		if (heap->debug_level != 0 && address == page->data && !kslab_debug_large_measure(heap, page, caller))
+		if (heap->debug_level != 0 && address == page->data &&
+		    !kslab_debug_large_measure(heap, page, caller))
 			return;
 		if (!kslab_large_free(heap, page, address))
 			kslab_heap_fault_pointer(heap, p, cache, caller);
@@ -950,7 +1011,8 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 		kslab_heap_fault_pointer(heap, p, cache, caller);
 		return;
 	}
-	if (!is_right_door(page, owner, cache) || (index = kslab_page_index(page, address)) >= page->slots) {
+	if (!is_right_door(page, owner, cache) ||
+	    (index = kslab_page_index(page, address)) >= page->slots) {
 		kslab_heap_fault_pointer(heap, p, cache, caller);
 		return;
 	}
@@ -961,8 +1023,8 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 }
 
 /*
- * The middle path: plain objects of another CPU's pages, and of our own full ones. Everything else is left to
- * kslab_heap_free_slow, as is the verdict where one is due.
+ * The middle path: plain objects of another CPU's pages, and of our own full ones. Everything else
+ * is left to kslab_heap_free_slow, as is the verdict where one is due.
  */
 KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
 {
@@ -1006,10 +1068,12 @@ slow:
 		kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
-KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller)
+KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone,
+				     const void *caller)
 {
 	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_LIKELY(page->state != KSLAB_PAGE_PARTIAL)) { /* the current page: nothing changes */
+	if (KSLAB_LIKELY(page->state !=
+			 KSLAB_PAGE_PARTIAL)) { /* the current page: nothing changes */
 		if (KSLAB_CFG_LEVELS > 1)
 			kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
@@ -1019,7 +1083,8 @@ KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone 
 	kslab_heap_leave(zone->heap, zone, caller);
 }
 
-struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes, const void *caller)
+struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes,
+				     const void *caller)
 {
 	uintptr_t address = (uintptr_t)p, owner;
 	struct kslab_page *page = kslab_page_map_find(&heap->map, address);
@@ -1029,9 +1094,11 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 	owner = KSLAB_LOAD_RELAXED(&page->owner);
 	if (owner == kslab_large_tag(heap)) {
 		if (address == page->data) {
-			if (heap->debug_level != 0 && !kslab_debug_large_measure(heap, page, caller))
+			if (heap->debug_level != 0 &&
+			    !kslab_debug_large_measure(heap, page, caller))
 				return NULL;
-			*bytes = heap->debug_level != 0 ? page->bits[0].remote : kslab_large_bytes(heap, page);
+			*bytes = heap->debug_level != 0 ? page->bits[0].remote
+							: kslab_large_bytes(heap, page);
 			return page;
 		}
 	} else if ((owner & ~KSLAB_TAG_MASK) != 0 && page->sc != NULL &&
@@ -1045,7 +1112,8 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 			free |= KSLAB_LOAD_RELAXED(&bits->avail);
 			if (!(free & kslab_bit(index))) {
 				*bytes = page->sc->size;
-				if (heap->debug_level != 0 && !kslab_debug_measure(heap, page, index, bytes, caller))
+				if (heap->debug_level != 0 &&
+				    !kslab_debug_measure(heap, page, index, bytes, caller))
 					return NULL;
 				return page;
 			}

@@ -26,7 +26,7 @@ struct kslab_cache_zone {
 struct kslab_request {
 	struct kslab_cache *cache; /* NULL: a size class */
 	unsigned cls;
-	unsigned flags;            /* KSLAB_ZERO and so on */
+	unsigned flags; /* KSLAB_ZERO and so on */
 	const void *caller;
 };
 
@@ -38,8 +38,9 @@ KSLAB_INLINE struct kslab_zone *kslab_heap_zone(const struct kslab_heap *heap)
 }
 
 /*
- * Enter and leave a zone whose key was seen idle. Between the two an interrupt on this CPU finds the zone
- * busy and uses the next level; one that comes between the look and the entry is over before we go on (I5).
+ * Enter and leave a zone whose key was seen idle. Between the two an interrupt on this CPU finds
+ * the zone busy and uses the next level; one that comes between the look and the entry is over
+ * before we go on (I5).
  */
 KSLAB_INLINE void kslab_zone_enter(struct kslab_zone *zone)
 {
@@ -56,20 +57,30 @@ KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
 /* Innermost zone of this CPU that is idle, entered; NULL: none. Pinned by the caller. */
 struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
 
-/* The zone of one level of this CPU, entered; NULL: there is none, or it is busy. Pinned by the caller. */
+/*
+ * The zone of one level of this CPU, entered; NULL: there is none, or it is busy. Pinned by the
+ * caller.
+ */
 struct kslab_zone *kslab_heap_enter_level(struct kslab_heap *heap, unsigned level);
 
 /* Leave, unpin, and report what was found late. */
-void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller);
-void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page, const void *caller);
+void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone,
+				const void *caller);
+void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *caller);
 
-/* After anything that may have left work behind: late faults, reclaim requests, too many empty pages. */
+/*
+ * After anything that may have left work behind: late faults, reclaim requests, too many empty
+ * pages.
+ */
 void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller);
 
 /* The parts of an allocation and of a free that are not the fast path. */
 void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request);
-void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags, const void *caller);
-void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache, const void *caller);
+void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags,
+			   const void *caller);
+void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache,
+			  const void *caller);
 void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller);
 /* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
 void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller);
@@ -79,7 +90,8 @@ void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller);
 void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason);
 
 /* What a live object is; *bytes = 0 after a fault was reported. Return: its descriptor or NULL. */
-struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes, const void *caller);
+struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes,
+				     const void *caller);
 
 /* Report that p is no live object of this heap (or cache). */
 void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct kslab_cache *cache,
@@ -98,10 +110,10 @@ struct kslab_retiring;
 bool kslab_heap_set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
 			 struct kslab_retiring *retiring, const void *caller);
 
-/* ---- large blocks --------------------------------------------------------------------------------------- */
+/* ---- large blocks ---------------------------------------------------------------------------- */
 
 /* Larger requests can't succeed; below this no sum of sizes wraps. */
-#define KSLAB_REQUEST_MAX                                                                                      \
+#define KSLAB_REQUEST_MAX                                                                          \
 	((size_t)(KSLAB_WINDOW_BYTES - 1 < SIZE_MAX / 4 ? KSLAB_WINDOW_BYTES - 1 : SIZE_MAX / 4))
 
 /* What page->owner holds while a large block is live. */
@@ -123,9 +135,10 @@ struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
 /* Blocks that were freed where the lock could not be taken. */
 void kslab_large_release_deferred(struct kslab_heap *heap);
 
-/* ---- zones and pages ------------------------------------------------------------------------------------ */
+/* ---- zones and pages ------------------------------------------------------------------------- */
 
-void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu, unsigned level);
+void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu,
+		      unsigned level);
 /* Every level that this CPU has is busy: make one more. Return: KSLAB_OK: try to enter again. */
 enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags);
 /* A cache gets its part of a zone when it is first used there. */
@@ -134,16 +147,20 @@ enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct ksl
 /* Of an entered zone: find all empty pages; take the oldest one out (NULL: none, or all QUEUED). */
 void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone);
 struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone);
-void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count, const void *caller);
+void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count,
+			    const void *caller);
 
-/* The page source has failed: take back what lies idle. Return: true if it is worth trying again. */
+/*
+ * The page source has failed: take back what lies idle. Return: true if it is worth trying again.
+ */
 bool kslab_heap_relieve(struct kslab_heap *heap);
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
 
 /* A page of the class or cache, not inserted yet; and back. */
-struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap, const struct kslab_request *request,
-					uint32_t pages_so_far, enum kslab_reason *reason);
+struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap,
+					const struct kslab_request *request, uint32_t pages_so_far,
+					enum kslab_reason *reason);
 void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page);
 /* The same for a page or a spare block, out of any list. */
 void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page);
@@ -151,15 +168,17 @@ struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_re
 uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab_request *request);
 
 /* Make pages until this CPU has so many free slots. Return: false: it could not. */
-bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request, size_t count);
+bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request,
+				size_t count);
 
 /* Every zone of every CPU, parked and limbo zones too. */
-void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone), void *ctx);
+void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone),
+			  void *ctx);
 /* The class allocators of a zone, caches too: i counts from 0; NULL at the end. */
 struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone, unsigned i);
 unsigned kslab_zone_index(const struct kslab_zone *zone);
 
-/* ---- the fast path -------------------------------------------------------------------------------------- */
+/* ---- the fast path --------------------------------------------------------------------------- */
 
 /* caller: who is told of in a report; NULL: the caller of the function that ends with this. */
 KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, const void *caller)
@@ -192,7 +211,8 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, con
 		return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
 	}
 	KSLAB_STORE_RELAXED(avail, word & (word - 1));
-	object = sc->base + (uint32_t)(kslab_ctz(word) * sc->size); /* a word's slots span less than 4 GiB */
+	object = sc->base +
+		 (uint32_t)(kslab_ctz(word) * sc->size); /* a word's slots span less than 4 GiB */
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
@@ -215,7 +235,10 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 	page = *kslab_page_map_entry(heap->map.top[top], address);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
-	/* Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns nothing. */
+	/*
+	 * Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns
+	 * nothing.
+	 */
 	key = KSLAB_CFG_LEVELS > 1 ? KSLAB_LOAD_RELAXED(&zone->owner.key) : zone->owner.key;
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_enter(zone);
@@ -224,7 +247,9 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 	index = kslab_page_index(page, address);
 	if (KSLAB_UNLIKELY(index >= page->slots))
 		goto cold;
-	/* Indexed as words, so that x86 folds the scale; tested and set so that it uses bt and bts. */
+	/*
+	 * Indexed as words, so that x86 folds the scale; tested and set so that it uses bt and bts.
+	 */
 	bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
 	freed = bits[1];
 	taken = KSLAB_LOAD_RELAXED(&bits[2]) | bits[0] | freed;

@@ -9,7 +9,8 @@
 
 #define DEFAULT_PAGE_BYTES 4096u
 #define DEFAULT_MAX_PAGE_BYTES 65536u /* 16 KiB is 2 % slower on mixed loads, 4 KiB 50 % */
-#define DEFAULT_MIN_ALIGN 8u /* as in Linux: a type aligned to 16 has a size that leads to a slot aligned to 16 */
+#define DEFAULT_MIN_ALIGN                                                                          \
+	8u /* as in Linux: a type aligned to 16 has a size that leads to a slot aligned to 16 */
 #define DEFAULT_RETAIN_BYTES (512u * 1024)
 #define DEFAULT_QUARANTINE_OBJECTS 256u
 #define DEFAULT_QUARANTINE_BYTES (256u * 1024)
@@ -18,12 +19,15 @@
 /* Bytes a slot of the class really costs, in 1/65536: its share of the longest page. */
 static uint64_t cost_of(const struct kslab_heap *heap, unsigned cls)
 {
-	size_t run = (size_t)heap->max_run[cls] << heap->page_shift, slots = kslab_divide(run, kslab_class_bytes(cls));
+	size_t run = (size_t)heap->max_run[cls] << heap->page_shift,
+	       slots = kslab_divide(run, kslab_class_bytes(cls));
 	uint64_t cost = 0, rest = 0;
 
 	if (slots == 0)
 		return UINT64_MAX;
-	/* Long division of run << 16 by slots, both below 2^31: no libgcc call on 32-bit machines. */
+	/*
+	 * Long division of run << 16 by slots, both below 2^31: no libgcc call on 32-bit machines.
+	 */
 	for (unsigned bit = 48; bit-- > 0;) {
 		rest = rest << 1 | (bit >= 16 ? (run >> (bit - 16)) & 1 : 0);
 		cost <<= 1;
@@ -42,12 +46,13 @@ static bool is_usable_class(const struct kslab_heap *heap, unsigned cls)
 	/* Powers of two: the remainders are masks. Above a page, objects are page aligned. */
 	if (bytes > heap->page_bytes && (bytes & (heap->page_bytes - 1)) != 0 && !heap->packs)
 		return false;
-	return bytes <= heap->max_page_bytes && (bytes < heap->min_align || (bytes & (heap->min_align - 1)) == 0);
+	return bytes <= heap->max_page_bytes &&
+	       (bytes < heap->min_align || (bytes & (heap->min_align - 1)) == 0);
 }
 
 /*
- * Which class serves which sizes. A class whose slots cost no less than a larger one's is not used: in single
- * 4 KiB frames 1408 bytes cost as much as 2048.
+ * Which class serves which sizes. A class whose slots cost no less than a larger one's is not used:
+ * in single 4 KiB frames 1408 bytes cost as much as 2048.
  */
 static void init_routes(struct kslab_heap *heap)
 {
@@ -70,7 +75,8 @@ static void init_routes(struct kslab_heap *heap)
 
 		if (cls == KSLAB_CLASSES)
 			break;
-		heap->route[i] = (uint16_t)(offsetof(struct kslab_zone, sc) + cls * sizeof(struct kslab_sc));
+		heap->route[i] =
+			(uint16_t)(offsetof(struct kslab_zone, sc) + cls * sizeof(struct kslab_sc));
 		heap->route_limit = i + 1;
 	}
 	if (heap->debug_level != 0) {
@@ -79,15 +85,18 @@ static void init_routes(struct kslab_heap *heap)
 	}
 }
 
-static bool is_valid_config(const struct kslab_config *config, size_t page_bytes, size_t max_page_bytes,
-			    size_t min_align)
+static bool is_valid_config(const struct kslab_config *config, size_t page_bytes,
+			    size_t max_page_bytes, size_t min_align)
 {
-	return kslab_is_power_of_two(page_bytes) && page_bytes >= (size_t)1 << KSLAB_CFG_GRAIN_SHIFT &&
-	       page_bytes <= (size_t)1 << 30 && kslab_is_power_of_two(max_page_bytes) &&
-	       max_page_bytes >= page_bytes && max_page_bytes >> kslab_log2(page_bytes) <= 32768 &&
+	return kslab_is_power_of_two(page_bytes) &&
+	       page_bytes >= (size_t)1 << KSLAB_CFG_GRAIN_SHIFT && page_bytes <= (size_t)1 << 30 &&
+	       kslab_is_power_of_two(max_page_bytes) && max_page_bytes >= page_bytes &&
+	       max_page_bytes >> kslab_log2(page_bytes) <= 32768 &&
 	       max_page_bytes <= (size_t)1 << 30 && (min_align == 8 || min_align == 16) &&
-	       (config->alloc_pages == NULL) == (config->free_pages == NULL) && config->debug_level <= 2 &&
-	       (config->debug_flags & ~(KSLAB_DEBUG_ZERO_ON_FREE | KSLAB_DEBUG_ZERO_ON_ALLOC)) == 0 &&
+	       (config->alloc_pages == NULL) == (config->free_pages == NULL) &&
+	       config->debug_level <= 2 &&
+	       (config->debug_flags & ~(KSLAB_DEBUG_ZERO_ON_FREE | KSLAB_DEBUG_ZERO_ON_ALLOC)) ==
+		       0 &&
 	       (config->quarantine_objects == KSLAB_QUARANTINE_NONE ||
 		config->quarantine_objects <= SIZE_MAX / 4 / sizeof(struct kslab_quarantined));
 }
@@ -99,7 +108,8 @@ static void link_heap(struct kslab_heap *heap)
 
 	if (heap == &kslab_default_heap || !kslab_heap_lock(&kslab_default_heap, &state))
 		return;
-	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap) {
+	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL;
+	     other = other->next_heap) {
 		if (other->next_heap == heap) { /* initialised again */
 			kslab_heap_unlock(&kslab_default_heap, &state);
 			return;
@@ -110,10 +120,13 @@ static void link_heap(struct kslab_heap *heap)
 	kslab_heap_unlock(&kslab_default_heap, &state);
 }
 
-/* What follows a heap in the list of all heaps, if it is in there (its memory may hold anything). */
+/*
+ * What follows a heap in the list of all heaps, if it is in there (its memory may hold anything).
+ */
 static struct kslab_heap *next_in_list(const struct kslab_heap *heap)
 {
-	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap)
+	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL;
+	     other = other->next_heap)
 		if (other == heap)
 			return other->next_heap;
 	return NULL;
@@ -137,7 +150,8 @@ static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 	while (heap->emergency_pages < heap->emergency_target) {
 		uintptr_t page;
 
-		page = heap->alloc_pages != NULL ? (uintptr_t)heap->alloc_pages(heap->source_ctx, 1) : 0;
+		page = heap->alloc_pages != NULL ? (uintptr_t)heap->alloc_pages(heap->source_ctx, 1)
+						 : 0;
 		if (page == 0)
 			return KSLAB_NO_PAGES;
 		if (page & (heap->page_bytes - 1)) {
@@ -154,9 +168,11 @@ static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 
 enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config)
 {
-	const size_t retain = config->retain_bytes == 0 ? DEFAULT_RETAIN_BYTES : config->retain_bytes;
+	const size_t retain =
+		config->retain_bytes == 0 ? DEFAULT_RETAIN_BYTES : config->retain_bytes;
 	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : DEFAULT_PAGE_BYTES;
-	size_t max_page_bytes = config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
+	size_t max_page_bytes =
+		config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
 	size_t min_align = config->min_align != 0 ? config->min_align : DEFAULT_MIN_ALIGN;
 	struct kslab_heap *next = next_in_list(heap);
 
@@ -166,7 +182,10 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 		max_page_bytes = page_bytes;
 	if (!is_valid_config(config, page_bytes, max_page_bytes, min_align))
 		return KSLAB_BAD_ARGUMENT;
-	/* The heap's memory may hold anything; the top of the map is written entry by entry, as it grows. */
+	/*
+	 * The heap's memory may hold anything; the top of the map is written entry by entry, as it
+	 * grows.
+	 */
 	memset(heap, 0, offsetof(struct kslab_heap, map));
 	memset(heap->map.side, 0, sizeof(heap->map.side));
 	memset(&heap->state, 0, sizeof(*heap) - offsetof(struct kslab_heap, state));
@@ -188,13 +207,15 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	heap->source_ctx = config->source_ctx;
 	heap->report = config->report;
 	heap->report_ctx = config->report_ctx;
-	heap->debug_level = config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
+	heap->debug_level =
+		config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
 	heap->debug_flags = config->debug_flags;
 	if (heap->debug_level != 0)
 		kslab_debug_init(heap);
-	heap->quarantine.capacity = config->quarantine_objects == 0 ? DEFAULT_QUARANTINE_OBJECTS :
-				    config->quarantine_objects == KSLAB_QUARANTINE_NONE ? 0 :
-				    config->quarantine_objects;
+	heap->quarantine.capacity = config->quarantine_objects == 0 ? DEFAULT_QUARANTINE_OBJECTS
+				    : config->quarantine_objects == KSLAB_QUARANTINE_NONE
+					    ? 0
+					    : config->quarantine_objects;
 	heap->quarantine.max_bytes =
 		config->quarantine_bytes != 0 ? config->quarantine_bytes : DEFAULT_QUARANTINE_BYTES;
 	heap->retain_run = retain == KSLAB_RETAIN_NONE ? 0 : retain >> heap->page_shift;
@@ -220,8 +241,8 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	return KSLAB_OK;
 }
 
-static enum kslab_reason refuse_region(struct kslab_heap *heap, void *mem, size_t bytes, const void *caller,
-				       const char *what)
+static enum kslab_reason refuse_region(struct kslab_heap *heap, void *mem, size_t bytes,
+				       const void *caller, const char *what)
 {
 	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_REGION,
 				       .pointer = mem,
@@ -234,7 +255,8 @@ static enum kslab_reason refuse_region(struct kslab_heap *heap, void *mem, size_
 	return KSLAB_BAD_ARGUMENT;
 }
 
-static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t bytes, const void *caller)
+static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t bytes,
+				    const void *caller)
 {
 	uintptr_t start = (uintptr_t)mem;
 	struct kslab_region region = { 0 };
@@ -290,7 +312,8 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
 	return reason;
 }
 
-enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap, void *(*alloc_pages)(void *, size_t),
+enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap,
+					     void *(*alloc_pages)(void *, size_t),
 					     void (*free_pages)(void *, void *, size_t), void *ctx)
 {
 	struct kslab_lock_state state;
@@ -355,7 +378,8 @@ static void collect_zone(void *ctx, struct kslab_zone *zone)
 
 enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 {
-	struct kslab_report report = { .fault = KSLAB_FAULT_LIVE_OBJECTS, .caller = KSLAB_CALLER() };
+	struct kslab_report report = { .fault = KSLAB_FAULT_LIVE_OBJECTS,
+				       .caller = KSLAB_CALLER() };
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;

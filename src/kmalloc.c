@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * kmalloc.c - owns the malloc-shaped interface: overflow, alignment, realloc, bulk; on any heap and on the default one.
- * Rank: 6.  Runs anywhere.
+ * kmalloc.c - owns the malloc-shaped interface: overflow, alignment, realloc, bulk; on any heap and
+ * on the default one. Rank: 6.  Runs anywhere.
  */
 #include "debug.h"
 #include "heap.h"
 
-/* ---- allocate ------------------------------------------------------------------------------------------- */
+/* ---- allocate -------------------------------------------------------------------------------- */
 
 void *kslab_heap_malloc(struct kslab_heap *heap, size_t n)
 {
@@ -28,7 +28,10 @@ KSLAB_INLINE void *zero(void *object, size_t n)
 		memset(object, 0, n);
 		return object;
 	}
-	/* The barriers keep the compiler from making it a call of memset, dearer than the allocation. */
+	/*
+	 * The barriers keep the compiler from making it a call of memset, dearer than the
+	 * allocation.
+	 */
 	n = (n + sizeof(*word) - 1) / sizeof(*word);
 	for (; n >= 4; n -= 4, word += 4) {
 		word[0] = word[1] = word[2] = word[3] = 0;
@@ -43,10 +46,14 @@ KSLAB_INLINE void *zero(void *object, size_t n)
 
 KSLAB_INLINE void *zalloc(struct kslab_heap *heap, size_t n)
 {
-	/* Large runs may be known to be zero; debug levels know the exact end. One compare with that of malloc_fast. */
+	/*
+	 * Large runs may be known to be zero; debug levels know the exact end. One compare with
+	 * that of malloc_fast.
+	 */
 	if (KSLAB_UNLIKELY((n - 1) / 8 >= heap->route_limit))
-		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, KSLAB_ZERO, KSLAB_CALLER()) :
-						kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
+		return heap->debug_level != 0
+			       ? kslab_debug_malloc(n, heap, KSLAB_ZERO, KSLAB_CALLER())
+			       : kslab_heap_alloc_any(heap, n, 1, KSLAB_ZERO, KSLAB_CALLER());
 	return zero(kslab_heap_malloc_fast(heap, n, KSLAB_CALLER()), n);
 }
 
@@ -90,12 +97,12 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 	return n == 0 ? heap->page_bytes : (n + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
 }
 
-/* ---- realloc -------------------------------------------------------------------------------------------- */
+/* ---- realloc --------------------------------------------------------------------------------- */
 
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
-	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller) :
-					       kslab_debug_malloc(n, heap, 0, caller);
+	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
+					     : kslab_debug_malloc(n, heap, 0, caller);
 
 	if (fresh == NULL)
 		return NULL;
@@ -113,8 +120,8 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	size_t bytes;
 
 	if (p == NULL)
-		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller) :
-						kslab_debug_malloc(n, heap, 0, caller);
+		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
+					      : kslab_debug_malloc(n, heap, 0, caller);
 	if (n == 0) {
 		kslab_heap_free_slow(heap, p, NULL, caller);
 		return NULL;
@@ -128,7 +135,8 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	}
 	if (kslab_page_state(page) == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
-		if (n > bytes / 4 && kslab_heap_class(heap, n, 1) == KSLAB_CLASSES && kslab_large_resize(heap, page, n)) {
+		if (n > bytes / 4 && kslab_heap_class(heap, n, 1) == KSLAB_CLASSES &&
+		    kslab_large_resize(heap, page, n)) {
 			if (heap->debug_level != 0)
 				kslab_debug_large_resize(heap, page, bytes, n);
 			return p;
@@ -155,7 +163,7 @@ void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, si
 	return resize(heap, p, n, KSLAB_CALLER());
 }
 
-/* ---- free ----------------------------------------------------------------------------------------------- */
+/* ---- free ------------------------------------------------------------------------------------ */
 
 void kslab_heap_free(struct kslab_heap *heap, void *p)
 {
@@ -168,8 +176,8 @@ void kslab_free(void *p)
 }
 
 /* The size that the caller believes in must lead to where the object lies. */
-static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p, size_t align,
-			  size_t n)
+static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page, const void *p,
+			  size_t align, size_t n)
 {
 	unsigned cls = kslab_heap_plain_class(heap, n, align);
 
@@ -183,7 +191,9 @@ static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page
 
 static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n, const void *caller)
 {
-	struct kslab_report report = { .fault = KSLAB_FAULT_WRONG_SIZE, .pointer = p, .count = n, .caller = caller };
+	struct kslab_report report = {
+		.fault = KSLAB_FAULT_WRONG_SIZE, .pointer = p, .count = n, .caller = caller
+	};
 	const struct kslab_page *page;
 
 	if (p == NULL)
@@ -197,10 +207,13 @@ static void free_sized(struct kslab_heap *heap, void *p, size_t align, size_t n,
 		if (kslab_heap_object(heap, p, &bytes, caller) == NULL)
 			return;
 		report.object = p;
-		report.object_bytes = kslab_page_state(page) == KSLAB_PAGE_LARGE ? kslab_large_bytes(heap, page) : page->sc->size;
+		report.object_bytes = kslab_page_state(page) == KSLAB_PAGE_LARGE
+					      ? kslab_large_bytes(heap, page)
+					      : page->sc->size;
 		report.page = (const void *)page->data;
-		report.page_bytes = kslab_page_state(page) == KSLAB_PAGE_LARGE ? report.object_bytes :
-								      (size_t)page->pages << heap->page_shift;
+		report.page_bytes = kslab_page_state(page) == KSLAB_PAGE_LARGE
+					    ? report.object_bytes
+					    : (size_t)page->pages << heap->page_shift;
 		kslab_heap_fail(heap, KSLAB_BAD_FREE);
 		kslab_report_fault(heap, &report);
 		return;
@@ -227,7 +240,7 @@ size_t kslab_heap_usable_size(struct kslab_heap *heap, const void *p)
 	return bytes;
 }
 
-/* ---- bulk ----------------------------------------------------------------------------------------------- */
+/* ---- bulk ------------------------------------------------------------------------------------ */
 
 /* As many as the zone has, without leaving it in between. */
 static size_t take_many(struct kslab_heap *heap, size_t n, size_t count, void *out[])
@@ -274,8 +287,8 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 		if (got == count)
 			break;
 		/* Makes a page, or says why not. */
-		out[got] = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, KSLAB_CALLER()) :
-						    kslab_debug_malloc(n, heap, 0, KSLAB_CALLER());
+		out[got] = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, KSLAB_CALLER())
+						  : kslab_debug_malloc(n, heap, 0, KSLAB_CALLER());
 		if (out[got] == NULL)
 			break;
 		got++;
@@ -322,7 +335,7 @@ enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap)
 	return reason;
 }
 
-/* ---- the default heap ----------------------------------------------------------------------------------- */
+/* ---- the default heap ------------------------------------------------------------------------ */
 
 #define DEFAULT (&kslab_default_heap)
 

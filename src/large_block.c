@@ -7,16 +7,17 @@
 #include "page_list.h"
 
 /*
- * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run, bytes
- * asked for }. A run may be longer than the block when an alignment above a page was asked of a source that
- * does not align.
+ * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run,
+ * bytes asked for }. A run may be longer than the block when an alignment above a page was asked of
+ * a source that does not align.
  */
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	return (size_t)page->slots << heap->page_shift;
 }
 
-static void link_large(struct kslab_heap *heap, struct kslab_page *page, const struct kslab_run *run)
+static void link_large(struct kslab_heap *heap, struct kslab_page *page,
+		       const struct kslab_run *run)
 {
 	kslab_page_map_set(&heap->map, run->address, run->pages << heap->page_shift, page);
 	kslab_page_list_insert_tail(&heap->large, page);
@@ -24,7 +25,7 @@ static void link_large(struct kslab_heap *heap, struct kslab_page *page, const s
 	heap->large_pages += run->pages;
 }
 
-/* ---- spare blocks: a zone keeps a few freed ones whole ---------------------------------------------------- */
+/* ---- spare blocks: a zone keeps a few freed ones whole --------------------------------------- */
 
 /* Take the i-th spare block out of an entered zone. */
 static struct kslab_page *take_spare(struct kslab_zone *zone, unsigned i)
@@ -67,8 +68,8 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 }
 
 /*
- * Keep a block that was freed, if it is a plain run within the retention. Return: what has to go instead, older
- * ones or this one, chained through mail_next.
+ * Keep a block that was freed, if it is a plain run within the retention. Return: what has to go
+ * instead, older ones or this one, chained through mail_next.
  */
 static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 {
@@ -86,7 +87,8 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 		KSLAB_PORT_UNPIN();
 		return page;
 	}
-	while (zone->spare[KSLAB_SPARE_BLOCKS - 1] != NULL || zone->spare_run + page->slots > limit) {
+	while (zone->spare[KSLAB_SPARE_BLOCKS - 1] != NULL ||
+	       zone->spare_run + page->slots > limit) {
 		struct kslab_page *oldest = take_spare(zone, 0);
 
 		oldest->mail_next = out;
@@ -103,7 +105,8 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 
 void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
 {
-	size_t page_bytes = heap->page_bytes, pages, align_pages = align > page_bytes ? align >> heap->page_shift : 1;
+	size_t page_bytes = heap->page_bytes, pages,
+	       align_pages = align > page_bytes ? align >> heap->page_shift : 1;
 	struct kslab_lock_state state;
 	enum kslab_reason reason;
 	struct kslab_page *page;
@@ -134,7 +137,8 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 		kslab_source_free(heap, run.address, run.pages);
 		return kslab_heap_fail(heap, page == NULL ? reason : KSLAB_BUSY);
 	}
-	data = (run.address + align_pages * page_bytes - 1) & ~(uintptr_t)(align_pages * page_bytes - 1);
+	data = (run.address + align_pages * page_bytes - 1) &
+	       ~(uintptr_t)(align_pages * page_bytes - 1);
 	page->data = data;
 	page->slots = (uint32_t)pages;
 	page->inverse = 0;
@@ -258,7 +262,8 @@ bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t
 		kslab_page_map_set(&heap->map, end, (pages - old) << heap->page_shift, page);
 	} else if (pages < old) {
 		end = page->data + (pages << heap->page_shift);
-		kslab_page_map_set(&heap->map, end, (old - pages) << heap->page_shift, &kslab_page_released);
+		kslab_page_map_set(&heap->map, end, (old - pages) << heap->page_shift,
+				   &kslab_page_released);
 		kslab_source_free(heap, end, old - pages);
 	}
 	return true;

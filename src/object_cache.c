@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT
  * object_cache.c - owns typed caches with a constructor.
  * Rank: 6.  Runs: alloc and free anywhere; init and destroy in a thread.
- * Source: the object caches of Bonwick 1994; here free objects keep their constructed state because the
- * allocator never touches them.
+ * Source: the object caches of Bonwick 1994; here free objects keep their constructed state because
+ * the allocator never touches them.
  */
 #include "debug.h"
 #include "heap.h"
 #include "inject.h"
 
-enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_cache *cache, const char *name,
-					size_t size, size_t align, void (*constructor)(void *, void *),
-					void *ctx)
+enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_cache *cache,
+					const char *name, size_t size, size_t align,
+					void (*constructor)(void *, void *), void *ctx)
 {
 	struct kslab_lock_state state;
 	size_t slot;
@@ -38,7 +38,8 @@ enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_ca
 	cache->slot_bytes = (uint32_t)slot;
 	cache->constructor = constructor;
 	cache->ctx = ctx;
-	kslab_class_runs(slot, heap->page_bytes, heap->max_page_bytes, &cache->min_run, &cache->max_run);
+	kslab_class_runs(slot, heap->page_bytes, heap->max_page_bytes, &cache->min_run,
+			 &cache->max_run);
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
 	cache->next = heap->caches;
@@ -87,7 +88,7 @@ bool kslab_cache_reserve(struct kslab_cache *cache, size_t count)
 	return kslab_heap_reserve_request(cache->heap, &request, count);
 }
 
-/* ---- the end of a cache --------------------------------------------------------------------------------- */
+/* ---- the end of a cache ---------------------------------------------------------------------- */
 
 struct ending {
 	struct kslab_cache *cache;
@@ -105,8 +106,10 @@ static void look_for_live(void *ctx, const struct kslab_page *page)
 			const struct kslab_bits *bits = &page->bits[i / KSLAB_WORD_BITS];
 
 			if (!((bits->avail | bits->freed | KSLAB_LOAD_RELAXED(&bits->remote) |
-			       kslab_debug_held(heap, page, i / KSLAB_WORD_BITS)) & kslab_bit(i))) {
-				ending->report.object = (const void *)(page->data + (uintptr_t)i * page->sc->size);
+			       kslab_debug_held(heap, page, i / KSLAB_WORD_BITS)) &
+			      kslab_bit(i))) {
+				ending->report.object =
+					(const void *)(page->data + (uintptr_t)i * page->sc->size);
 				break;
 			}
 		}
@@ -145,8 +148,10 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 		if (page != NULL) {
 			/* Forced: the live objects are declared free. */
 			if (zone->heap->debug_level != 0)
-				kslab_debug_prepare(zone->heap, page, own->sc.size, own->cache, KSLAB_NOWAIT);
-			for (unsigned i = 0; i < (page->slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS; i++) {
+				kslab_debug_prepare(zone->heap, page, own->sc.size, own->cache,
+						    KSLAB_NOWAIT);
+			for (unsigned i = 0;
+			     i < (page->slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS; i++) {
 				kslab_page_harvest_word(&zone->owner, page, i);
 				KSLAB_STORE_RELAXED(&page->bits[i].freed, ~(kslab_word)0);
 			}
@@ -184,7 +189,8 @@ static void unlink_cache(struct kslab_cache *cache)
 
 enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache)
 {
-	struct ending ending = { cache, { .fault = KSLAB_FAULT_LIVE_OBJECTS, .caller = KSLAB_CALLER() } };
+	struct ending ending = { cache,
+				 { .fault = KSLAB_FAULT_LIVE_OBJECTS, .caller = KSLAB_CALLER() } };
 
 	kslab_heap_each_zone(cache->heap, count_zone, &ending);
 	if (ending.report.count != 0) {
@@ -210,8 +216,9 @@ size_t kslab_cache_destroy_forced(struct kslab_cache *cache)
 	return ending.report.count;
 }
 
-enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size, size_t align,
-				   void (*constructor)(void *, void *), void *ctx)
+enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,
+				   size_t align, void (*constructor)(void *, void *), void *ctx)
 {
-	return kslab_heap_cache_init(&kslab_default_heap, cache, name, size, align, constructor, ctx);
+	return kslab_heap_cache_init(&kslab_default_heap, cache, name, size, align, constructor,
+				     ctx);
 }

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * object_page.c - owns one object page; see object_page.h.
- * Rank: 2.  The memory-order argument is part of the theory in heap.c; each access names its partner here.
+ * Rank: 2.  The memory-order argument is part of the theory in heap.c; each access names its
+ * partner here.
  */
 #include "object_page.h"
 
-_Static_assert(sizeof(struct kslab_page) == KSLAB_PAGE_HEADER_BYTES, "descriptor header is one line");
+_Static_assert(sizeof(struct kslab_page) == KSLAB_PAGE_HEADER_BYTES,
+	       "descriptor header is one line");
 _Static_assert(sizeof(struct kslab_bits) == 3 * sizeof(kslab_word), "three words of bits");
 _Static_assert(sizeof(struct kslab_owner) == 128, "the mailbox has a line of its own");
 
@@ -17,7 +19,8 @@ uint32_t kslab_page_inverse(uint32_t bytes)
 	return inverse;
 }
 
-void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32_t bytes, uint32_t slots)
+void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32_t bytes,
+		     uint32_t slots)
 {
 	page->data = data;
 	page->slots = slots;
@@ -58,7 +61,9 @@ uint32_t kslab_page_live(const struct kslab_page *page)
 kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page *page, unsigned i)
 {
 	struct kslab_bits *bits = &page->bits[i];
-	/* Pairs with the fetch_or of kslab_page_free_remote: the freer's last writes to the object. */
+	/*
+	 * Pairs with the fetch_or of kslab_page_free_remote: the freer's last writes to the object.
+	 */
 	kslab_word remote = KSLAB_LOAD_ACQUIRE(&bits->remote);
 	kslab_word freed, twice;
 
@@ -73,8 +78,8 @@ kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page 
 		owner->late_count += kslab_popcount(twice);
 	}
 	/*
-	 * Publish before clearing: a freer that reads the cleared bit (acquire) reads `freed` with the bit set,
-	 * and calls it a double free.
+	 * Publish before clearing: a freer that reads the cleared bit (acquire) reads `freed` with
+	 * the bit set, and calls it a double free.
 	 */
 	KSLAB_STORE_RELAXED(&bits->freed, freed | (remote & ~twice));
 	KSLAB_FETCH_AND_RELEASE(&bits->remote, ~remote);
@@ -95,14 +100,15 @@ bool kslab_page_harvest(struct kslab_owner *owner, struct kslab_page *page)
 bool kslab_page_arm(struct kslab_page *page)
 {
 	/*
-	 * QUEUED: mail is coming. ARMED, since an earlier life on the full list: every freer whose bit that
-	 * arming did not see has read ARMED after it, so the page gets queued; storing again might undo that.
+	 * QUEUED: mail is coming. ARMED, since an earlier life on the full list: every freer whose
+	 * bit that arming did not see has read ARMED after it, so the page gets queued; storing
+	 * again might undo that.
 	 */
 	if (KSLAB_LOAD_RELAXED(&page->mail) != KSLAB_MAIL_IDLE)
 		return true;
 	/*
-	 * Dekker: we store ARMED, then read the remote words; the freer sets its bit, then reads the mail. All
-	 * four are sequentially consistent, so at least one of us sees the other.
+	 * Dekker: we store ARMED, then read the remote words; the freer sets its bit, then reads
+	 * the mail. All four are sequentially consistent, so at least one of us sees the other.
 	 */
 	KSLAB_STORE_SEQ(&page->mail, (uint32_t)KSLAB_MAIL_ARMED);
 	for (unsigned i = 0; i < kslab_page_words(page); i++)
@@ -118,10 +124,11 @@ bool kslab_page_disarm(struct kslab_page *page)
 	if (mail == KSLAB_MAIL_IDLE)
 		return true;
 	/*
-	 * Against the CAS of a freer: exactly one of the two wins. It orders nothing: ARMED was stored by the owner,
-	 * and whoever reads IDLE does nothing.
+	 * Against the CAS of a freer: exactly one of the two wins. It orders nothing: ARMED was
+	 * stored by the owner, and whoever reads IDLE does nothing.
 	 */
-	return mail == KSLAB_MAIL_ARMED && KSLAB_CAS_RELAXED(&page->mail, &mail, (uint32_t)KSLAB_MAIL_IDLE);
+	return mail == KSLAB_MAIL_ARMED &&
+	       KSLAB_CAS_RELAXED(&page->mail, &mail, (uint32_t)KSLAB_MAIL_IDLE);
 }
 
 /* Push a page that we queued to whoever owns it now; it can't change hands while QUEUED (I6). */
@@ -133,7 +140,8 @@ static void mail_page(struct kslab_page *page)
 
 	do {
 		KSLAB_STORE_RELAXED(&page->mail_next, head);
-	} while (!KSLAB_CAS_RELEASE(&owner->mailbox, &head, page)); /* pairs with the drain's exchange */
+	} while (!KSLAB_CAS_RELEASE(&owner->mailbox, &head,
+				    page)); /* pairs with the drain's exchange */
 }
 
 enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index)
@@ -143,8 +151,9 @@ enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index
 	uint32_t mail;
 
 	/*
-	 * In this order: the owner moves a bit remote -> freed -> avail, and sets it there before it clears it
-	 * here (release). Only when a page is retired does one go back, avail -> freed: hence the last look.
+	 * In this order: the owner moves a bit remote -> freed -> avail, and sets it there before
+	 * it clears it here (release). Only when a page is retired does one go back, avail ->
+	 * freed: hence the last look.
 	 */
 	if (KSLAB_LOAD_ACQUIRE(&bits->remote) & bit)
 		return KSLAB_REMOTE_DOUBLE;

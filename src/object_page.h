@@ -22,12 +22,13 @@ KSLAB_INLINE size_t kslab_page_descriptor_bytes(unsigned words)
 }
 
 /*
- * Slot of an address inside the page, by exact division: an offset that is no multiple of the slot size
- * comes out larger than every slot number, as does one behind the last slot.
+ * Slot of an address inside the page, by exact division: an offset that is no multiple of the slot
+ * size comes out larger than every slot number, as does one behind the last slot.
  */
 KSLAB_INLINE uint32_t kslab_page_index(const struct kslab_page *page, uintptr_t address)
 {
-	return kslab_rotate_right(((uint32_t)address - (uint32_t)page->data) * page->inverse, page->rotate);
+	return kslab_rotate_right(((uint32_t)address - (uint32_t)page->data) * page->inverse,
+				  page->rotate);
 }
 
 KSLAB_INLINE kslab_word kslab_bit(uint32_t index)
@@ -61,7 +62,8 @@ KSLAB_INLINE unsigned kslab_page_state(const struct kslab_page *page)
 }
 
 /* Make a page of `slots` slots of `bytes`, all free, in state IDLE. [o] */
-void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32_t bytes, uint32_t slots);
+void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32_t bytes,
+		     uint32_t slots);
 
 /* True if every slot is in `freed`. [o] */
 bool kslab_page_is_empty(const struct kslab_page *page);
@@ -70,16 +72,16 @@ bool kslab_page_is_empty(const struct kslab_page *page);
 uint32_t kslab_page_live(const struct kslab_page *page);
 
 /*
- * Take remote frees of word i in. A bit whose slot was free already comes from a double free that raced: it
- * is dropped and noted in owner->late. Return: the bits that became free. [o]
+ * Take remote frees of word i in. A bit whose slot was free already comes from a double free that
+ * raced: it is dropped and noted in owner->late. Return: the bits that became free. [o]
  */
 kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page *page, unsigned i);
 /* All words. Return: true if anything became free. [o] */
 bool kslab_page_harvest(struct kslab_owner *owner, struct kslab_page *page);
 
 /*
- * Ask to be told of the next remote free (I6). Return: false if remote bits are there already and nobody has
- * queued the page: the owner must harvest now. [o]
+ * Ask to be told of the next remote free (I6). Return: false if remote bits are there already and
+ * nobody has queued the page: the owner must harvest now. [o]
  */
 bool kslab_page_arm(struct kslab_page *page);
 

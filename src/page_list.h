@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * page_list.h - owns the intrusive doubly linked list of pages (the seed's PageList): circular, oldest first.
- * Rank: 1.  Runs anywhere; the owner of the list serialises. Every operation is O(1).
+ * page_list.h - owns the intrusive doubly linked list of pages (the seed's PageList): circular,
+ * oldest first. Rank: 1.  Runs anywhere; the owner of the list serialises. Every operation is O(1).
  *
- *     head -> A <-> B <-> C -> A ...        head->prev is the tail; a page in no list has NULL links
+ *     head -> A <-> B <-> C -> A ...        head->prev is the tail; a page in no list has NULL
+ *     links
  */
 #ifndef KSLAB_PAGE_LIST_H
 #define KSLAB_PAGE_LIST_H
@@ -19,7 +20,8 @@ KSLAB_INLINE bool kslab_page_list_is_linked(const struct kslab_page *page)
 /* True if the neighbours agree: asked before an unlink, so that no broken link is followed. */
 KSLAB_INLINE bool kslab_page_list_is_sound(const struct kslab_page *page)
 {
-	return page->next != NULL && page->prev != NULL && page->next->prev == page && page->prev->next == page;
+	return page->next != NULL && page->prev != NULL && page->next->prev == page &&
+	       page->prev->next == page;
 }
 
 KSLAB_INLINE void kslab_page_list_insert_tail(struct kslab_page_list *list, struct kslab_page *page)

@@ -33,11 +33,15 @@ void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base)
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		KSLAB_STORE_RELAXED(&nobody_leaf[i], &kslab_page_nobody);
 	for (size_t top = 0; top < KSLAB_CFG_TOP_ENTRIES; top++)
-		KSLAB_STORE_RELAXED(&map->top[top], biased(base + (uintptr_t)top * LEAF_SPAN, nobody_leaf));
+		KSLAB_STORE_RELAXED(&map->top[top],
+				    biased(base + (uintptr_t)top * LEAF_SPAN, nobody_leaf));
 	map->limit = KSLAB_CFG_TOP_ENTRIES;
 }
 
-/* First and last top entry that has a leaf; false: they are too far apart for the side window, or it is taken. */
+/*
+ * First and last top entry that has a leaf; false: they are too far apart for the side window, or
+ * it is taken.
+ */
 static bool fits_aside(const struct kslab_page_map *map, size_t *first, size_t *last)
 {
 	*first = map->limit;
@@ -66,14 +70,16 @@ void kslab_page_map_step_aside(struct kslab_page_map *map)
 		return;
 	map->side_base = map->base + (uintptr_t)first * LEAF_SPAN;
 	for (size_t i = 0; i < KSLAB_SIDE_ENTRIES; i++)
-		map->side[i] = first + i <= last ? map->top[first + i] :
-						   biased(map->side_base + (uintptr_t)i * LEAF_SPAN, nobody_leaf);
+		map->side[i] = first + i <= last ? map->top[first + i]
+						 : biased(map->side_base + (uintptr_t)i * LEAF_SPAN,
+							  nobody_leaf);
 }
 
 void kslab_page_map_join_side(struct kslab_page_map *map)
 {
 	for (size_t i = 0; i < KSLAB_SIDE_ENTRIES; i++) {
-		size_t top = kslab_page_map_top_index(map, map->side_base + (uintptr_t)i * LEAF_SPAN);
+		size_t top =
+			kslab_page_map_top_index(map, map->side_base + (uintptr_t)i * LEAF_SPAN);
 
 		if (top < map->limit)
 			KSLAB_STORE_RELEASE(&map->top[top], map->side[i]);
@@ -86,7 +92,8 @@ bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, si
 
 	if (bytes == 0 || start + (bytes - 1) < start)
 		return false;
-	if (start >= map->base && offset < KSLAB_WINDOW_BYTES && bytes <= KSLAB_WINDOW_BYTES - offset)
+	if (start >= map->base && offset < KSLAB_WINDOW_BYTES &&
+	    bytes <= KSLAB_WINDOW_BYTES - offset)
 		return true;
 	offset = start - map->side_base;
 	return map->side[0] != 0 && offset < KSLAB_SIDE_ENTRIES * (uint64_t)LEAF_SPAN &&
@@ -120,10 +127,12 @@ void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void
 	KSLAB_STORE_RELEASE(top_of(map, address), biased(address, leaf));
 }
 
-void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes, struct kslab_page *page)
+void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes,
+			struct kslab_page *page)
 {
 	for (uintptr_t a = start; a - start < bytes; a += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT)
-		KSLAB_STORE_RELEASE(kslab_page_map_entry(KSLAB_LOAD_RELAXED(top_of(map, a)), a), page);
+		KSLAB_STORE_RELEASE(kslab_page_map_entry(KSLAB_LOAD_RELAXED(top_of(map, a)), a),
+				    page);
 }
 
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
@@ -137,7 +146,10 @@ bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, s
 
 		if (page != &kslab_page_nobody && page != &kslab_page_released)
 			return false;
-		/* Where there is no leaf, all of its span is free: a region may be far larger than what is in use. */
+		/*
+		 * Where there is no leaf, all of its span is free: a region may be far larger than
+		 * what is in use.
+		 */
 		if (kslab_page_map_lacks_leaf(map, a, 1, &leafless))
 			done += LEAF_SPAN - (a & (LEAF_SPAN - 1));
 		else

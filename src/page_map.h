@@ -8,9 +8,9 @@
  *           +------------|-----------> biased leaf pointer --> descriptor
  *                        +-- (address >> GRAIN_SHIFT) indexes the biased pointer directly
  *
- * Two dependent loads, no mask, one compare for everything outside. An entry is never NULL: memory that was
- * never ours leads to kslab_page_nobody, memory that went back to kslab_page_released, metadata to
- * kslab_page_metadata. None of the three has an owner that a key could equal.
+ * Two dependent loads, no mask, one compare for everything outside. An entry is never NULL: memory
+ * that was never ours leads to kslab_page_nobody, memory that went back to kslab_page_released,
+ * metadata to kslab_page_metadata. None of the three has an owner that a key could equal.
  */
 #ifndef KSLAB_PAGE_MAP_H
 #define KSLAB_PAGE_MAP_H
@@ -32,11 +32,13 @@ KSLAB_INLINE size_t kslab_page_map_top_index(const struct kslab_page_map *map, u
 
 KSLAB_INLINE struct kslab_page **kslab_page_map_entry(uintptr_t biased, uintptr_t address)
 {
-	return (struct kslab_page **)(biased + (address >> KSLAB_CFG_GRAIN_SHIFT) * sizeof(struct kslab_page *));
+	return (struct kslab_page **)(biased + (address >> KSLAB_CFG_GRAIN_SHIFT) *
+						       sizeof(struct kslab_page *));
 }
 
 /* Where the leaf of an address hangs, in the window or the side window; NULL: outside. */
-KSLAB_INLINE const uintptr_t *kslab_page_map_top(const struct kslab_page_map *map, uintptr_t address)
+KSLAB_INLINE const uintptr_t *kslab_page_map_top(const struct kslab_page_map *map,
+						 uintptr_t address)
 {
 	size_t top = kslab_page_map_top_index(map, address);
 
@@ -47,23 +49,26 @@ KSLAB_INLINE const uintptr_t *kslab_page_map_top(const struct kslab_page_map *ma
 }
 
 /*
- * The descriptor of any address; never NULL. Plain loads: whoever holds a pointer of the heap got it by a
- * synchronisation after the entries were written, and a wild address finds one valid entry or another.
- * The fast path of a free looks into the window only; objects of the side window go the slow way.
+ * The descriptor of any address; never NULL. Plain loads: whoever holds a pointer of the heap got
+ * it by a synchronisation after the entries were written, and a wild address finds one valid entry
+ * or another. The fast path of a free looks into the window only; objects of the side window go the
+ * slow way.
  */
-KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map *map, uintptr_t address)
+KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map *map,
+						    uintptr_t address)
 {
 	const uintptr_t *top = kslab_page_map_top(map, address);
 
-	return KSLAB_LIKELY(top != NULL) ? *kslab_page_map_entry(*top, address) : &kslab_page_nobody;
+	return KSLAB_LIKELY(top != NULL) ? *kslab_page_map_entry(*top, address)
+					 : &kslab_page_nobody;
 }
 
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base);
 
 /*
- * The window turned out to lie in the wrong place: make what it holds the side window, so that it can be placed
- * again. Possible once, and if its leaves span no more than the side window. While only one CPU is online, under
- * the heap lock.
+ * The window turned out to lie in the wrong place: make what it holds the side window, so that it
+ * can be placed again. Possible once, and if its leaves span no more than the side window. While
+ * only one CPU is online, under the heap lock.
  */
 bool kslab_page_map_can_step_aside(const struct kslab_page_map *map);
 void kslab_page_map_step_aside(struct kslab_page_map *map);
@@ -82,7 +87,8 @@ bool kslab_page_map_lacks_leaf(const struct kslab_page_map *map, uintptr_t start
 void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void *leaf);
 
 /* Point a range, whose leaves exist, at a descriptor. */
-void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes, struct kslab_page *page);
+void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes,
+			struct kslab_page *page);
 
 /* True if no grain of the range belongs to a page, a large block or metadata. */
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes);

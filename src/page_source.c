@@ -2,9 +2,9 @@
  * page_source.c - owns the heap lock, and where pages and metadata come from.
  * Rank: 4.  Runs anywhere with no zone entered.
  *
- * A run is looked for in this order: regions, the kernel's callback, the emergency pages. Callbacks run with no
- * lock held and no zone entered, so they may sleep, migrate, or call kslab: what was looked at before such a
- * call is looked at again after it.
+ * A run is looked for in this order: regions, the kernel's callback, the emergency pages. Callbacks
+ * run with no lock held and no zone entered, so they may sleep, migrate, or call kslab: what was
+ * looked at before such a call is looked at again after it.
  */
 #include "page_source.h"
 #include "inject.h"
@@ -15,7 +15,7 @@
 /* Calls of alloc_pages that may be under way at once; deeper recursion is refused with REENTRY. */
 #define SOURCE_DEPTH_MAX (8u * KSLAB_CFG_CPUS)
 
-/* ---- lock ----------------------------------------------------------------------------------------------- */
+/* ---- lock ------------------------------------------------------------------------------------ */
 
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
 {
@@ -48,11 +48,14 @@ void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state)
 	KSLAB_PORT_IRQ_RESTORE(state->irq);
 }
 
-/* ---- raw runs ------------------------------------------------------------------------------------------- */
+/* ---- raw runs -------------------------------------------------------------------------------- */
 
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	/* At a multiple of its size: physical memory or a direct map then lies inside from its beginning. */
+	/*
+	 * At a multiple of its size: physical memory or a direct map then lies inside from its
+	 * beginning.
+	 */
 	uintptr_t base = address & ~(uintptr_t)(KSLAB_WINDOW_BYTES - 1);
 
 	if (heap->window_placed)
@@ -64,7 +67,10 @@ void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_
 	heap->window_placed = true;
 }
 
-/* A heap that began on a static array of the kernel's image can move its window once, early in the boot. */
+/*
+ * A heap that began on a static array of the kernel's image can move its window once, early in the
+ * boot.
+ */
 static bool can_move_window(const struct kslab_heap *heap)
 {
 	return heap->cpus_online <= 1 && kslab_page_map_can_step_aside(&heap->map);
@@ -74,7 +80,8 @@ bool kslab_source_can_cover(const struct kslab_heap *heap, uintptr_t address, si
 {
 	if (bytes > KSLAB_WINDOW_BYTES - ((uint64_t)1 << KSLAB_CFG_LEAF_SHIFT))
 		return heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes);
-	return !heap->window_placed || kslab_page_map_covers(&heap->map, address, bytes) || can_move_window(heap);
+	return !heap->window_placed || kslab_page_map_covers(&heap->map, address, bytes) ||
+	       can_move_window(heap);
 }
 
 void kslab_source_cover(struct kslab_heap *heap, uintptr_t address, size_t bytes)
@@ -97,7 +104,8 @@ static void count_pages(struct kslab_heap *heap, size_t pages)
 
 static bool is_over_quota(const struct kslab_heap *heap, size_t pages)
 {
-	return heap->max_pages != 0 && (pages > heap->max_pages || heap->pages_in_use > heap->max_pages - pages);
+	return heap->max_pages != 0 &&
+	       (pages > heap->max_pages || heap->pages_in_use > heap->max_pages - pages);
 }
 
 static struct kslab_region *region_of(struct kslab_heap *heap, uintptr_t address)
@@ -122,11 +130,14 @@ static bool holds(const struct kslab_heap *heap, uintptr_t address, size_t bytes
 	if (heap->window_placed && !kslab_page_map_is_free(&heap->map, address, bytes))
 		return true;
 	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions); i++)
-		if (overlaps(address, bytes, heap->region[i].start, heap->region[i].end - heap->region[i].start))
+		if (overlaps(address, bytes, heap->region[i].start,
+			     heap->region[i].end - heap->region[i].start))
 			return true;
 	if (heap->meta.unmarked != 0)
-		for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL; chunk = chunk->next)
-			if (overlaps(address, bytes, chunk->address, chunk->pages << heap->page_shift))
+		for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL;
+		     chunk = chunk->next)
+			if (overlaps(address, bytes, chunk->address,
+				     chunk->pages << heap->page_shift))
 				return true;
 	for (uintptr_t page = heap->emergency; page != 0; page = *(uintptr_t *)page)
 		if (overlaps(address, bytes, page, heap->page_bytes))
@@ -138,14 +149,15 @@ bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t by
 {
 	if (holds(heap, address, bytes))
 		return true;
-	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL; other = other->next_heap)
+	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL;
+	     other = other->next_heap)
 		if (other != heap && holds(other, address, bytes))
 			return true;
 	return false;
 }
 
-static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes, const void *caller,
-			const char *what)
+static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes,
+			const void *caller, const char *what)
 {
 	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_PAGE,
 				       .pointer = (void *)address,
@@ -218,8 +230,8 @@ static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, si
 	return KSLAB_OK;
 }
 
-static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
-				      struct kslab_run *run)
+static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, size_t align_pages,
+				      unsigned flags, struct kslab_run *run)
 {
 	enum kslab_reason reason = KSLAB_NO_PAGES;
 	struct kslab_lock_state state;
@@ -230,12 +242,13 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 		reason = KSLAB_QUOTA;
 	} else {
 		for (unsigned i = 0; i < heap->regions && reason != KSLAB_OK; i++) {
-			run->address = kslab_region_alloc(&heap->region[i], heap->page_shift, pages, align_pages,
-							  &run->zeroed);
+			run->address = kslab_region_alloc(&heap->region[i], heap->page_shift, pages,
+							  align_pages, &run->zeroed);
 			if (run->address != 0)
 				reason = KSLAB_OK;
 		}
-		if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 && heap->emergency != 0) {
+		if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 &&
+		    heap->emergency != 0) {
 			run->address = heap->emergency;
 			heap->emergency = *(uintptr_t *)heap->emergency;
 			heap->emergency_pages--;
@@ -253,8 +266,8 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 }
 
 /* A run without regard to the map. */
-static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
-				   struct kslab_run *run)
+static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
+				   unsigned flags, struct kslab_run *run)
 {
 	enum kslab_reason reason;
 
@@ -266,13 +279,14 @@ static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t
 		if (reason != KSLAB_NO_PAGES)
 			return reason;
 	}
-	reason = flags & KSLAB_NOWAIT ? KSLAB_NO_PAGES : from_callback(heap, pages, align_pages, run);
+	reason = flags & KSLAB_NOWAIT ? KSLAB_NO_PAGES
+				      : from_callback(heap, pages, align_pages, run);
 	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE))
 		reason = from_regions(heap, pages, align_pages, flags, run);
 	return reason;
 }
 
-/* ---- metadata ------------------------------------------------------------------------------------------- */
+/* ---- metadata -------------------------------------------------------------------------------- */
 
 /* Let the map know metadata as such, once it has leaves there. Under the lock. */
 static void mark_chunk(struct kslab_heap *heap, struct kslab_chunk *chunk)
@@ -289,15 +303,15 @@ static void mark_chunk(struct kslab_heap *heap, struct kslab_chunk *chunk)
 
 static void mark_chunks(struct kslab_heap *heap)
 {
-	for (struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL && heap->meta.unmarked != 0;
-	     chunk = chunk->next)
+	for (struct kslab_chunk *chunk = heap->meta.chunks;
+	     chunk != NULL && heap->meta.unmarked != 0; chunk = chunk->next)
 		if (!chunk->marked)
 			mark_chunk(heap, chunk);
 }
 
 /*
- * Memory from the current chunk, or NULL: in whole lines of 64 bytes, or (descriptors with one word of bits) of 32.
- * Under the lock.
+ * Memory from the current chunk, or NULL: in whole lines of 64 bytes, or (descriptors with one word
+ * of bits) of 32. Under the lock.
  */
 static void *bump(struct kslab_meta *meta, size_t bytes)
 {
@@ -347,7 +361,8 @@ static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, unsign
 }
 
 /* Memory that is never given back, from the newest chunk. */
-static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
+static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags,
+			 enum kslab_reason *reason)
 {
 	for (;;) {
 		struct kslab_lock_state state;
@@ -367,13 +382,15 @@ static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags, 
 }
 
 /* Page-sized metadata gets a run of its own; only its record lies in a chunk. */
-static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
+static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags,
+		       enum kslab_reason *reason)
 {
 	struct kslab_lock_state state;
 	struct kslab_chunk *chunk;
 	struct kslab_run run;
 
-	*reason = raw_alloc(heap, (bytes + heap->page_bytes - 1) >> heap->page_shift, 1, flags, &run);
+	*reason =
+		raw_alloc(heap, (bytes + heap->page_bytes - 1) >> heap->page_shift, 1, flags, &run);
 	if (*reason != KSLAB_OK)
 		return NULL;
 	chunk = alloc_piece(heap, sizeof(*chunk), flags, reason);
@@ -388,7 +405,8 @@ static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags, en
 	return (void *)run.address;
 }
 
-void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason)
+void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
+		       enum kslab_reason *reason)
 {
 	if (bytes + 128 > heap->page_bytes)
 		return alloc_run(heap, bytes, flags, reason);
@@ -402,7 +420,8 @@ static unsigned descriptor_bin(unsigned words, unsigned *room)
 	unsigned bin = words == KSLAB_DESCRIPTOR_LARGE ? 0 : 1;
 
 	_Static_assert(KSLAB_ARRAY_LENGTH(rooms) ==
-			       KSLAB_ARRAY_LENGTH(((struct kslab_meta *)0)->free), "a list for every bin");
+			       KSLAB_ARRAY_LENGTH(((struct kslab_meta *)0)->free),
+		       "a list for every bin");
 	while (rooms[bin] < words)
 		bin++;
 	*room = rooms[bin];
@@ -424,7 +443,8 @@ struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned word
 		heap->meta.free[bin] = page->next;
 	kslab_heap_unlock(heap, &state);
 	if (page == NULL) {
-		page = kslab_meta_alloc(heap, sizeof(*page) + room * sizeof(struct kslab_bits), flags, reason);
+		page = kslab_meta_alloc(heap, sizeof(*page) + room * sizeof(struct kslab_bits),
+					flags, reason);
 		if (page == NULL)
 			return NULL;
 		/* The one time in its life that mail is written by anything but the protocol. */
@@ -448,9 +468,10 @@ void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, uns
 	kslab_heap_unlock(heap, &state);
 }
 
-/* ---- runs with their part of the map -------------------------------------------------------------------- */
+/* ---- runs with their part of the map --------------------------------------------------------- */
 
-static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t address, size_t bytes, unsigned flags)
+static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t address, size_t bytes,
+				       unsigned flags)
 {
 	struct kslab_lock_state state;
 	enum kslab_reason reason;
@@ -462,8 +483,12 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 		if (leaf == NULL)
 			return reason;
 		if (!kslab_heap_lock(heap, &state))
-			return KSLAB_BUSY; /* the leaf is lost to this heap until its end; NMI only */
-		/* Another CPU may have been faster: then this leaf serves the next hole, or waits unused. */
+			/* the leaf is lost to this heap until its end; NMI only */
+			return KSLAB_BUSY;
+		/*
+		 * Another CPU may have been faster: then this leaf serves the next hole, or waits
+		 * unused.
+		 */
 		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing))
 			kslab_page_map_add_leaf(&heap->map, missing, leaf);
 		mark_chunks(heap);
@@ -472,8 +497,8 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 	return KSLAB_OK;
 }
 
-enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
-				     struct kslab_run *run)
+enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
+				     unsigned flags, struct kslab_run *run)
 {
 	enum kslab_reason reason = raw_alloc(heap, pages, align_pages, flags, run);
 
@@ -531,7 +556,8 @@ bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t page
 	if (done)
 		count_pages(heap, pages);
 	kslab_heap_unlock(heap, &state);
-	if (done && ensure_leaves(heap, address, pages << heap->page_shift, KSLAB_NOWAIT) != KSLAB_OK) {
+	if (done &&
+	    ensure_leaves(heap, address, pages << heap->page_shift, KSLAB_NOWAIT) != KSLAB_OK) {
 		kslab_source_free(heap, address, pages);
 		done = false;
 	}
@@ -576,7 +602,10 @@ void kslab_source_fini(struct kslab_heap *heap)
 		heap->emergency_pages--;
 		kslab_source_free(heap, page, 1);
 	}
-	/* A record may lie inside a chunk that goes earlier: runs first, then the chunks that hold records. */
+	/*
+	 * A record may lie inside a chunk that goes earlier: runs first, then the chunks that hold
+	 * records.
+	 */
 	for (unsigned pass = 0; pass < 2; pass++) {
 		struct kslab_chunk **link = &heap->meta.chunks;
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * page_source.h - owns the heap lock, and where pages and metadata come from: regions, callbacks, emergency pages.
- * Rank: 4.  Runs anywhere with no zone entered; no lock is held while a callback of the kernel runs.
+ * page_source.h - owns the heap lock, and where pages and metadata come from: regions, callbacks,
+ * emergency pages. Rank: 4.  Runs anywhere with no zone entered; no lock is held while a callback
+ * of the kernel runs.
  */
 #ifndef KSLAB_PAGE_SOURCE_H
 #define KSLAB_PAGE_SOURCE_H
@@ -30,8 +31,8 @@ struct kslab_run {
  * A run of `pages`, its address a multiple of align_pages pages, its map leaves present.
  * Return: KSLAB_OK, or why not; nothing changed then.
  */
-enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages, unsigned flags,
-				     struct kslab_run *run);
+enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
+				     unsigned flags, struct kslab_run *run);
 
 /* Give a run back whose map entries are nobody's again. */
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
@@ -45,8 +46,12 @@ bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t page
 /* Purge free memory of the regions down to `keep` dirty base pages. */
 void kslab_source_purge(struct kslab_heap *heap, size_t keep);
 
-/* Memory for metadata, 64-byte aligned (32 for odd multiples of 32 bytes), contents arbitrary; lives as long as the heap. NULL: *reason says why. */
-void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags, enum kslab_reason *reason);
+/*
+ * Memory for metadata, 64-byte aligned (32 for odd multiples of 32 bytes), contents arbitrary;
+ * lives as long as the heap. NULL: *reason says why.
+ */
+void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
+		       enum kslab_reason *reason);
 
 /* A descriptor with room for so many bitfield words; type-stable. */
 #define KSLAB_DESCRIPTOR_LARGE 0u /* words: a large block's */
@@ -57,13 +62,19 @@ void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, uns
 /* Everything that is left goes back: the heap ends. */
 void kslab_source_fini(struct kslab_heap *heap);
 
-/* First page or region, or (bytes = 0) the wish of the configuration: place the window. Under the lock, or in init. */
+/*
+ * First page or region, or (bytes = 0) the wish of the configuration: place the window. Under the
+ * lock, or in init.
+ */
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
 /* True if a heap, this one or another, holds any of the pages. Under the lock. */
 bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
-/* Does the window cover a range, or could it, by being placed or (early in the boot, once) moved? Under the lock. */
+/*
+ * Does the window cover a range, or could it, by being placed or (early in the boot, once) moved?
+ * Under the lock.
+ */
 bool kslab_source_can_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
 /* Place or move it, if need be; after a yes of the above. */
 void kslab_source_cover(struct kslab_heap *heap, uintptr_t address, size_t bytes);

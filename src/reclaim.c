@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: MIT
- * reclaim.c - owns memory pressure and progress: reclaim, CPUs that come and go, limbo, idle, quiesce, reserve.
- * Rank: 5.  Runs: any CPU, thread or interrupt, no zone entered.
+ * reclaim.c - owns memory pressure and progress: reclaim, CPUs that come and go, limbo, idle,
+ * quiesce, reserve. Rank: 5.  Runs: any CPU, thread or interrupt, no zone entered.
  *
- * Limbo is a zone without a CPU: it owns the pages of CPUs that went offline, and is operated by whoever holds
- * the heap lock. Pages that are QUEUED when their CPU goes wait in its parked zone until their mail arrives.
+ * Limbo is a zone without a CPU: it owns the pages of CPUs that went offline, and is operated by
+ * whoever holds the heap lock. Pages that are QUEUED when their CPU goes wait in its parked zone
+ * until their mail arrives.
  */
 #include "debug.h"
 #include "heap.h"
 #include "page_list.h"
 #include "tally.h"
 
-/* ---- memory pressure ------------------------------------------------------------------------------------ */
+/* ---- memory pressure ------------------------------------------------------------------------- */
 
 /* Take one thing to give back out of the zone of a level; report what was found late. */
 static struct kslab_page *take_from_level(struct kslab_heap *heap, unsigned level, bool collect)
@@ -64,15 +65,17 @@ static void move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
 		struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
 
+		/* Caches' pages wait for the CPU to come back, or for the cache's end. */
 		if (i >= KSLAB_CLASSES)
-			break; /* caches: their pages wait for the CPU to come back, or for the cache's end */
+			break;
 		kslab_sc_retire(&zone->owner, sc);
 		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
 			struct kslab_page *page = lists[l]->head, *next;
 
 			for (; page != NULL; page = next) {
 				next = kslab_page_list_after(lists[l], page);
-				kslab_sc_move(&zone->owner, page, &heap->limbo->owner, &heap->limbo->sc[i]);
+				kslab_sc_move(&zone->owner, page, &heap->limbo->owner,
+					      &heap->limbo->sc[i]);
 			}
 		}
 	}
@@ -87,7 +90,9 @@ static size_t held_pages(const struct kslab_zone *zone)
 	return pages;
 }
 
-/* Note for adopt's quick look whether limbo has pages of the class with free slots. Under the lock. */
+/*
+ * Note for adopt's quick look whether limbo has pages of the class with free slots. Under the lock.
+ */
 static void note_class(struct kslab_heap *heap, unsigned cls)
 {
 	const struct kslab_sc *sc = &heap->limbo->sc[cls];
@@ -197,29 +202,36 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls)
 {
-	struct kslab_zone *limbo = KSLAB_LOAD_ACQUIRE(&heap->limbo); /* pairs with the CAS of cpu_offline */
+	struct kslab_zone *limbo =
+		KSLAB_LOAD_ACQUIRE(&heap->limbo); /* pairs with the CAS of cpu_offline */
 	struct kslab_lock_state state;
 	struct kslab_sc *sc;
 	struct kslab_page *page;
 	bool adopted = false;
 
-	/* A quick look: most slow paths have nothing to find here. Mail may have changed that: then look closer. */
+	/*
+	 * A quick look: most slow paths have nothing to find here. Mail may have changed that: then
+	 * look closer.
+	 */
 	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1) &&
-	    KSLAB_LOAD_RELAXED(&limbo->owner.mailbox) == NULL && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
+	    KSLAB_LOAD_RELAXED(&limbo->owner.mailbox) == NULL &&
+	    KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
 		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
 	if (KSLAB_LOAD_RELAXED(&heap->limbo->owner.mailbox) != NULL || heap->lingering != NULL)
 		tend_limbo(heap);
 	sc = &heap->limbo->sc[cls];
-	for (page = sc->partial.head; page != NULL && !adopted; page = kslab_page_list_after(&sc->partial, page)) {
+	for (page = sc->partial.head; page != NULL && !adopted;
+	     page = kslab_page_list_after(&sc->partial, page)) {
 		if (kslab_sc_move(&heap->limbo->owner, page, &zone->owner, &zone->sc[cls])) {
 			adopted = true;
 			break;
 		}
 	}
 	if (!adopted && sc->empty.head != NULL)
-		adopted = kslab_sc_move(&heap->limbo->owner, sc->empty.head, &zone->owner, &zone->sc[cls]);
+		adopted = kslab_sc_move(&heap->limbo->owner, sc->empty.head, &zone->owner,
+					&zone->sc[cls]);
 	if (adopted)
 		KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
 	note_class(heap, cls);
@@ -227,7 +239,9 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	return adopted;
 }
 
-/* The page source has failed: take back what lies idle. Return: true if it is worth trying again. */
+/*
+ * The page source has failed: take back what lies idle. Return: true if it is worth trying again.
+ */
 bool kslab_heap_relieve(struct kslab_heap *heap)
 {
 	size_t released;
@@ -238,7 +252,8 @@ bool kslab_heap_relieve(struct kslab_heap *heap)
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
-	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u); /* ask the others; theirs comes too late for this call */
+	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch,
+				1u); /* ask the others; theirs comes too late for this call */
 	return released != 0;
 }
 
@@ -261,11 +276,14 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 	return released;
 }
 
-/* ---- CPUs ----------------------------------------------------------------------------------------------- */
+/* ---- CPUs ------------------------------------------------------------------------------------ */
 
-static enum kslab_reason refuse_cpu(struct kslab_heap *heap, unsigned cpu, const void *caller, const char *what)
+static enum kslab_reason refuse_cpu(struct kslab_heap *heap, unsigned cpu, const void *caller,
+				    const char *what)
 {
-	struct kslab_report report = { .fault = KSLAB_FAULT_BAD_CPU, .count = cpu, .caller = caller, .what = what };
+	struct kslab_report report = {
+		.fault = KSLAB_FAULT_BAD_CPU, .count = cpu, .caller = caller, .what = what
+	};
 
 	kslab_report_fault(heap, &report);
 	return KSLAB_BAD_ARGUMENT;
@@ -282,9 +300,11 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 	if (cpu >= KSLAB_CFG_CPUS)
 		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu number is out of range");
 	if (cpu != KSLAB_PORT_CPU())
-		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "kslab_cpu_online must run on the cpu itself");
+		return refuse_cpu(heap, cpu, KSLAB_CALLER(),
+				  "kslab_cpu_online must run on the cpu itself");
 	if (heap->zone[cpu] != &kslab_zone_none)
-		return cpu == 0 ? KSLAB_OK : refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is online already");
+		return cpu == 0 ? KSLAB_OK
+				: refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is online already");
 	zone = heap->parked[cpu];
 	if (zone == NULL) {
 		zone = kslab_meta_alloc(heap, sizeof(*zone), 0, &reason);
@@ -299,7 +319,9 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 	kslab_heap_unlock(heap, &state);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		z->owner.key = (uintptr_t)z;
-	/* In this order: kslab_heap_each_zone finds the zone in one of the two tables at any time. */
+	/*
+	 * In this order: kslab_heap_each_zone finds the zone in one of the two tables at any time.
+	 */
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
 	return KSLAB_OK;
@@ -320,7 +342,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	if (zone == &kslab_zone_none)
 		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is not online");
 	if (KSLAB_LOAD_ACQUIRE(&heap->limbo) == NULL) {
-		struct kslab_zone *limbo = kslab_meta_alloc(heap, sizeof(*limbo), 0, &reason), *none = NULL;
+		struct kslab_zone *limbo = kslab_meta_alloc(heap, sizeof(*limbo), 0, &reason),
+				  *none = NULL;
 
 		if (limbo == NULL)
 			return reason;
@@ -340,7 +363,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		return KSLAB_BUSY;
 	}
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner) {
-		for (struct kslab_page *page; (page = kslab_zone_take_spare(z)) != NULL; spare = page)
+		for (struct kslab_page *page; (page = kslab_zone_take_spare(z)) != NULL;
+		     spare = page)
 			page->mail_next = spare;
 	}
 	heap->cpus_online--;
@@ -354,11 +378,12 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	return KSLAB_OK;
 }
 
-/* ---- progress ------------------------------------------------------------------------------------------- */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 /*
- * Remote frees made, and remote bits taken in: equal when none is pending. A free is counted before it is done,
- * and what was taken in is summed up first: so a free that is under way can only make the sums differ.
+ * Remote frees made, and remote bits taken in: equal when none is pending. A free is counted before
+ * it is done, and what was taken in is summed up first: so a free that is under way can only make
+ * the sums differ.
  */
 static void add_harvested(void *ctx, struct kslab_zone *zone)
 {
@@ -449,7 +474,8 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)
 {
-	KSLAB_STORE_RELAXED(&heap->retain_run, bytes == KSLAB_RETAIN_NONE ? 0 : bytes >> heap->page_shift);
+	KSLAB_STORE_RELAXED(&heap->retain_run,
+			    bytes == KSLAB_RETAIN_NONE ? 0 : bytes >> heap->page_shift);
 	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
 }
 
@@ -470,7 +496,8 @@ static uint32_t free_slots(struct kslab_owner *owner, const struct kslab_sc *sc)
 	return slots;
 }
 
-bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request, size_t count)
+bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request,
+				size_t count)
 {
 	enum kslab_reason reason;
 
@@ -491,7 +518,8 @@ bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_requ
 			if (zone != NULL)
 				kslab_zone_leave(zone);
 			KSLAB_PORT_UNPIN();
-			reason = zone != NULL ? kslab_cache_add_zone(heap, request, index) : kslab_heap_add_level(heap, request->flags);
+			reason = zone != NULL ? kslab_cache_add_zone(heap, request, index)
+					      : kslab_heap_add_level(heap, request->flags);
 			if (reason == KSLAB_OK)
 				continue;
 			kslab_heap_fail(heap, reason);

@@ -17,12 +17,14 @@ static size_t order_bits(const struct kslab_region *region, unsigned shift, unsi
 	return (last >> order) - (first >> order) + 1;
 }
 
-static size_t block_bit(const struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
+static size_t block_bit(const struct kslab_region *region, unsigned shift, uintptr_t frame,
+			unsigned order)
 {
 	return (frame >> order) - ((region->base >> shift) >> order);
 }
 
-static bool is_block_inside(const struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
+static bool is_block_inside(const struct kslab_region *region, unsigned shift, uintptr_t frame,
+			    unsigned order)
 {
 	uintptr_t first = region->base >> shift;
 
@@ -35,7 +37,8 @@ static void put_block(struct kslab_region *region, unsigned shift, uintptr_t fra
 		uintptr_t buddy = frame ^ ((uintptr_t)1 << order);
 
 		if (!is_block_inside(region, shift, buddy, order) ||
-		    !kslab_bittree_test(region->order[order], block_bit(region, shift, buddy, order)))
+		    !kslab_bittree_test(region->order[order],
+					block_bit(region, shift, buddy, order)))
 			break;
 		kslab_bittree_clear(region->order[order], order_bits(region, shift, order),
 				    block_bit(region, shift, buddy, order));
@@ -62,8 +65,8 @@ static void put_run(struct kslab_region *region, unsigned shift, uintptr_t frame
 }
 
 /* The free block that holds a frame. Return: false: the frame is in use. */
-static bool find_block(const struct kslab_region *region, unsigned shift, uintptr_t frame, uintptr_t *start,
-		       unsigned *order)
+static bool find_block(const struct kslab_region *region, unsigned shift, uintptr_t frame,
+		       uintptr_t *start, unsigned *order)
 {
 	for (unsigned k = 0; k < region->orders; k++) {
 		uintptr_t block = frame >> k << k;
@@ -78,7 +81,8 @@ static bool find_block(const struct kslab_region *region, unsigned shift, uintpt
 	return false;
 }
 
-static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
+static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t frame,
+			unsigned order)
 {
 	kslab_bittree_clear(region->order[order], order_bits(region, shift, order),
 			    block_bit(region, shift, frame, order));
@@ -91,12 +95,14 @@ static bool clean_run(struct kslab_region *region, unsigned shift, uintptr_t fra
 
 	if (region->dirty == NULL)
 		return false;
-	cleared = kslab_bittree_clear_range(region->dirty, region->pages, frame - (region->base >> shift), pages);
+	cleared = kslab_bittree_clear_range(region->dirty, region->pages,
+					    frame - (region->base >> shift), pages);
 	region->dirty_pages -= cleared;
 	return cleared == 0;
 }
 
-bool kslab_region_init(struct kslab_region *region, uintptr_t mem, size_t bytes, unsigned shift, bool track_dirty)
+bool kslab_region_init(struct kslab_region *region, uintptr_t mem, size_t bytes, unsigned shift,
+		       bool track_dirty)
 {
 	const size_t page = (size_t)1 << shift;
 	uintptr_t end = (mem + bytes) & ~(uintptr_t)(page - 1);
@@ -122,7 +128,8 @@ bool kslab_region_init(struct kslab_region *region, uintptr_t mem, size_t bytes,
 	region->pages = (end - region->base) >> shift;
 	region->free_pages = region->pages;
 	region->dirty_pages = 0;
-	if (!track_dirty) /* a fresh mapping reads as zero, and touching all of it would cost memory */
+	/* a fresh mapping reads as zero, and touching all of it would cost memory */
+	if (!track_dirty)
 		memset((void *)trees, 0, words * sizeof(kslab_word));
 	for (unsigned k = 0; k < region->orders; k++) {
 		region->order[k] = (kslab_word *)trees;
@@ -138,7 +145,8 @@ bool kslab_region_contains(const struct kslab_region *region, uintptr_t address)
 	return address - region->start < region->end - region->start;
 }
 
-uintptr_t kslab_region_alloc(struct kslab_region *region, unsigned shift, size_t pages, size_t align_pages, bool *zeroed)
+uintptr_t kslab_region_alloc(struct kslab_region *region, unsigned shift, size_t pages,
+			     size_t align_pages, bool *zeroed)
 {
 	unsigned order;
 
@@ -165,19 +173,22 @@ uintptr_t kslab_region_alloc(struct kslab_region *region, unsigned shift, size_t
 	return 0;
 }
 
-void kslab_region_free(struct kslab_region *region, unsigned shift, uintptr_t address, size_t pages, bool dirty)
+void kslab_region_free(struct kslab_region *region, unsigned shift, uintptr_t address, size_t pages,
+		       bool dirty)
 {
 	uintptr_t frame = address >> shift;
 
 	if (region->dirty != NULL && dirty) {
-		kslab_bittree_set_range(region->dirty, region->pages, frame - (region->base >> shift), pages);
+		kslab_bittree_set_range(region->dirty, region->pages,
+					frame - (region->base >> shift), pages);
 		region->dirty_pages += pages;
 	}
 	region->free_pages += pages;
 	put_run(region, shift, frame, pages);
 }
 
-bool kslab_region_extend(struct kslab_region *region, unsigned shift, uintptr_t address, size_t pages, bool *zeroed)
+bool kslab_region_extend(struct kslab_region *region, unsigned shift, uintptr_t address,
+			 size_t pages, bool *zeroed)
 {
 	uintptr_t frame = address >> shift, end = frame + pages, block;
 	unsigned order;

@@ -6,7 +6,7 @@
 #include "sc_allocator.h"
 #include "page_list.h"
 
-/* ---- the core, shared by the heap's zones and the bare allocator ---------------------------------------- */
+/* ---- the core, shared by the heap's zones and the bare allocator ----------------------------- */
 
 static struct kslab_page_list *list_of(struct kslab_sc *sc, unsigned state)
 {
@@ -35,8 +35,9 @@ static void unlink_page(struct kslab_owner *owner, struct kslab_page *page)
 
 	if (list != NULL && KSLAB_UNLIKELY(!kslab_page_list_is_sound(page))) {
 		/*
-		 * Somebody wrote over the links. No broken link is followed and no neighbour touched: the page is
-		 * fenced off; if it was the head, the rest of its list is lost with it.
+		 * Somebody wrote over the links. No broken link is followed and no neighbour
+		 * touched: the page is fenced off; if it was the head, the rest of its list is lost
+		 * with it.
 		 */
 		if (list->head == page)
 			list->head = NULL;
@@ -87,7 +88,10 @@ static bool has_free_slot(const struct kslab_page *page)
 	return false;
 }
 
-/* Put a page that is in no list, or in a wrong one, where its bits say. Ends: each harvest clears remote bits. */
+/*
+ * Put a page that is in no list, or in a wrong one, where its bits say. Ends: each harvest clears
+ * remote bits.
+ */
 void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page)
 {
 	for (;;) {
@@ -107,8 +111,9 @@ void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page)
 }
 
 /*
- * The current page is used up. While others wait it goes behind them as it is, neither full nor armed: by its
- * next turn something was freed into it, in the common case. If nothing was, it becomes full then.
+ * The current page is used up. While others wait it goes behind them as it is, neither full nor
+ * armed: by its next turn something was freed into it, in the common case. If nothing was, it
+ * becomes full then.
  */
 static void set_aside(struct kslab_sc *sc)
 {
@@ -172,7 +177,8 @@ void kslab_sc_word_full(struct kslab_owner *owner, struct kslab_page *page)
 		make_empty(owner, page);
 }
 
-void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page, uintptr_t tags)
+void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page,
+		     uintptr_t tags)
 {
 	page->sc = sc;
 	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)owner | tags);
@@ -183,13 +189,16 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 size_t kslab_sc_drain(struct kslab_owner *owner)
 {
 	/* Pairs with the release CAS of mail_page: the links, and what the freer wrote before. */
-	struct kslab_page *page = KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox, (struct kslab_page *)NULL);
+	struct kslab_page *page =
+		KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox, (struct kslab_page *)NULL);
 	size_t pages = 0;
 
 	while (page != NULL) {
 		struct kslab_page *next = KSLAB_LOAD_RELAXED(&page->mail_next);
 
-		/* Before the harvest: a freer that comes later finds IDLE, or the page armed again. */
+		/*
+		 * Before the harvest: a freer that comes later finds IDLE, or the page armed again.
+		 */
 		KSLAB_STORE_RELAXED(&page->mail, (uint32_t)KSLAB_MAIL_IDLE);
 		kslab_page_harvest(owner, page);
 		if (page->state == KSLAB_PAGE_FULL ||
@@ -211,7 +220,10 @@ void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc)
 		if (kslab_page_is_empty(page))
 			make_empty(owner, page);
 	}
-	/* On empty pages nothing can wait but double frees that lost their race: note and drop them. */
+	/*
+	 * On empty pages nothing can wait but double frees that lost their race: note and drop
+	 * them.
+	 */
 	for (page = sc->empty.head; page != NULL; page = kslab_page_list_after(&sc->empty, page))
 		kslab_page_harvest(owner, page);
 }
@@ -228,7 +240,8 @@ void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)
 		struct kslab_bits *bits = &page->bits[i];
 		kslab_word avail = KSLAB_LOAD_RELAXED(&bits->avail);
 
-		if (avail != 0) { /* I2: at most one. Set, then clear: pairs with the last look of a remote free */
+		/* I2: at most one. Set, then clear: pairs with the last look of a remote free. */
+		if (avail != 0) {
 			KSLAB_STORE_RELAXED(&bits->freed, KSLAB_LOAD_RELAXED(&bits->freed) | avail);
 			KSLAB_STORE_RELEASE(&bits->avail, (kslab_word)0);
 		}
@@ -242,7 +255,8 @@ bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page)
 
 	if (!kslab_page_disarm(page))
 		return false;
-	kslab_page_harvest(owner, page); /* nothing but double frees can be there: note and drop them */
+	kslab_page_harvest(owner,
+			   page); /* nothing but double frees can be there: note and drop them */
 	unlink_page(owner, page);
 	sc->pages--;
 	return true;
@@ -265,7 +279,8 @@ bool kslab_sc_move(struct kslab_owner *from, struct kslab_page *page, struct ksl
 	return true;
 }
 
-void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page), void *ctx)
+void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page),
+		   void *ctx)
 {
 	const struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
 
@@ -275,12 +290,13 @@ void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct
 		const struct kslab_page *page = lists[i]->head;
 
 		/* Bounded, for those who look while the owner works. */
-		for (uint32_t n = sc->pages; page != NULL && n != 0; page = kslab_page_list_after(lists[i], page), n--)
+		for (uint32_t n = sc->pages; page != NULL && n != 0;
+		     page = kslab_page_list_after(lists[i], page), n--)
 			fn(ctx, page);
 	}
 }
 
-/* ---- verification --------------------------------------------------------------------------------------- */
+/* ---- verification ---------------------------------------------------------------------------- */
 
 static const char *verify_page(const struct kslab_owner *owner, const struct kslab_sc *sc,
 			       const struct kslab_page *page, unsigned state)
@@ -298,7 +314,8 @@ static const char *verify_page(const struct kslab_owner *owner, const struct ksl
 		return "geometry of a page contradicts its class";
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
 		const struct kslab_bits *bits = &page->bits[i];
-		kslab_word remote = KSLAB_LOAD_RELAXED(&bits->remote), tail = kslab_page_tail(page, i);
+		kslab_word remote = KSLAB_LOAD_RELAXED(&bits->remote),
+			   tail = kslab_page_tail(page, i);
 
 		if ((bits->avail & bits->freed) || (remote & (bits->avail | bits->freed)))
 			return "a slot is free twice"; /* I1 */
@@ -338,7 +355,8 @@ const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_
 	for (unsigned i = 0; i < KSLAB_ARRAY_LENGTH(lists) && wrong == NULL; i++) {
 		const struct kslab_page *page = lists[i]->head;
 
-		for (; page != NULL && wrong == NULL; page = kslab_page_list_after(lists[i], page)) {
+		for (; page != NULL && wrong == NULL;
+		     page = kslab_page_list_after(lists[i], page)) {
 			*where = page;
 			if (!kslab_page_list_is_sound(page) || pages > sc->pages)
 				return "links of a page list are broken";
@@ -355,12 +373,14 @@ const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_
 	return NULL;
 }
 
-/* ---- the bare SCAllocator: in-page descriptors ---------------------------------------------------------- */
+/* ---- the bare SCAllocator: in-page descriptors ----------------------------------------------- */
 
 #define IN_PAGE_MIN_BYTES 512u
 #define IN_PAGE_MAX_BYTES ((size_t)32 << 20) /* the word hint of a class has 16 bits */
 
-/* The descriptor lies at the end of its page:   | slot 0 | slot 1 | ... | tail | descriptor, bits | */
+/*
+ * The descriptor lies at the end of its page:   | slot 0 | slot 1 | ... | tail | descriptor, bits |
+ */
 static size_t descriptor_bytes(uint32_t slots)
 {
 	unsigned words = (slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS;
@@ -391,8 +411,9 @@ static bool is_valid(const struct kslab_sc_allocator *sc)
 static uint32_t geometry(const struct kslab_sc_allocator *sc, size_t *size)
 {
 	*size = ((size_t)sc->core.size + 7) & ~(size_t)7;
-	if (*size == 0 || !kslab_is_power_of_two(sc->page_bytes) || sc->page_bytes < IN_PAGE_MIN_BYTES ||
-	    sc->page_bytes > IN_PAGE_MAX_BYTES || *size > sc->page_bytes)
+	if (*size == 0 || !kslab_is_power_of_two(sc->page_bytes) ||
+	    sc->page_bytes < IN_PAGE_MIN_BYTES || sc->page_bytes > IN_PAGE_MAX_BYTES ||
+	    *size > sc->page_bytes)
 		return 0;
 	return slots_for(*size, sc->page_bytes);
 }
@@ -410,7 +431,8 @@ static bool make_valid(struct kslab_sc_allocator *sc)
 	return is_valid(sc);
 }
 
-enum kslab_allocation_error kslab_sc_init(struct kslab_sc_allocator *sc, size_t size, size_t page_bytes)
+enum kslab_allocation_error kslab_sc_init(struct kslab_sc_allocator *sc, size_t size,
+					  size_t page_bytes)
 {
 	const struct kslab_sc core = KSLAB_SC_CORE_INIT(0, KSLAB_CLASS_CACHE);
 
@@ -444,8 +466,8 @@ static bool fits(const struct kslab_sc_allocator *sc, struct kslab_layout layout
 	       (sc->core.size & (layout.align - 1)) == 0;
 }
 
-enum kslab_allocation_error kslab_sc_allocate(struct kslab_sc_allocator *sc, struct kslab_layout layout,
-					      void **object)
+enum kslab_allocation_error kslab_sc_allocate(struct kslab_sc_allocator *sc,
+					      struct kslab_layout layout, void **object)
 {
 	*object = NULL;
 	if (!make_valid(sc) || !fits(sc, layout))
@@ -480,13 +502,16 @@ enum kslab_allocation_error kslab_sc_deallocate(struct kslab_sc_allocator *sc, v
 		return KSLAB_INVALID_POINTER;
 	page = descriptor_at(sc, address & ~(uintptr_t)(sc->page_bytes - 1));
 	/* Every field by itself: the page may be anything. A free, not a lookup, decides. */
-	if (kslab_page_owner(page) != &sc->owner || page->sc != &sc->core || page->slots != sc->slots ||
-	    page->data != (address & ~(uintptr_t)(sc->page_bytes - 1)))
+	if (kslab_page_owner(page) != &sc->owner || page->sc != &sc->core ||
+	    page->slots != sc->slots || page->data != (address & ~(uintptr_t)(sc->page_bytes - 1)))
 		return KSLAB_INVALID_POINTER;
 	index = kslab_page_index(page, address);
 	if (index >= page->slots)
 		return KSLAB_INVALID_POINTER;
-	/* The descriptor goes with its page: until we are done with it, no page may go (see is_quiet). */
+	/*
+	 * The descriptor goes with its page: until we are done with it, no page may go (see
+	 * is_quiet).
+	 */
 	KSLAB_FETCH_ADD_RELAXED(&sc->in_flight, 1u);
 	result = kslab_page_free_remote(page, index);
 	KSLAB_FETCH_ADD_RELEASE(&sc->in_flight, ~0u);
@@ -501,9 +526,11 @@ enum kslab_allocation_error kslab_sc_refill(struct kslab_sc_allocator *sc, void 
 	if (!make_valid(sc) || address == 0 || (address & (sc->page_bytes - 1)) != 0)
 		return KSLAB_INVALID_PAGE; /* before the page is touched */
 	page = descriptor_at(sc, address);
-	if (page->owner == (uintptr_t)&sc->owner || page->owner == ((uintptr_t)&sc->owner | KSLAB_TAG_FULL)) {
+	if (page->owner == (uintptr_t)&sc->owner ||
+	    page->owner == ((uintptr_t)&sc->owner | KSLAB_TAG_FULL)) {
 		/* Looks like ours; a stale descriptor does, too. Only the lists know. */
-		const struct kslab_page_list *lists[] = { &sc->core.partial, &sc->core.full, &sc->core.empty };
+		const struct kslab_page_list *lists[] = { &sc->core.partial, &sc->core.full,
+							  &sc->core.empty };
 
 		if (sc->core.page == page)
 			return KSLAB_INVALID_PAGE;
@@ -534,8 +561,9 @@ static void rebalance(struct kslab_sc_allocator *sc)
 }
 
 /*
- * True if no deallocate that freed an object of an empty page is still on its way out. It counted itself before
- * the fetch_or that our harvest has read (acquire), so a count of 0 (acquire) says that it has left.
+ * True if no deallocate that freed an object of an empty page is still on its way out. It counted
+ * itself before the fetch_or that our harvest has read (acquire), so a count of 0 (acquire) says
+ * that it has left.
  */
 static bool is_quiet(const struct kslab_sc_allocator *sc)
 {

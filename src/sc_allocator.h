@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * sc_allocator.h - owns one size class of one owner: current page, and the lists empty, partial and full.
- * Rank: 3.  Runs: for the owner of the pages only, unless a line says otherwise.
+ * sc_allocator.h - owns one size class of one owner: current page, and the lists empty, partial and
+ * full. Rank: 3.  Runs: for the owner of the pages only, unless a line says otherwise.
  *
  *                      allocate                     used up, no page waits
  *     refill -> EMPTY ----------> CURRENT ------------------------> FULL
@@ -28,23 +28,27 @@ KSLAB_INLINE void *kslab_sc_pop(struct kslab_sc *sc)
 }
 
 /* Cache word i of the current page, and take its first slot. */
-KSLAB_INLINE void *kslab_sc_issue(struct kslab_sc *sc, struct kslab_page *page, unsigned i, kslab_word word,
-				  kslab_word tail)
+KSLAB_INLINE void *kslab_sc_issue(struct kslab_sc *sc, struct kslab_page *page, unsigned i,
+				  kslab_word word, kslab_word tail)
 {
 	struct kslab_bits *bits = &page->bits[i];
 
 	sc->hint = (uint16_t)i;
 	sc->word = &bits->avail;
 	sc->base = page->data + (uintptr_t)i * KSLAB_WORD_BITS * sc->size;
-	/* avail first: whoever reads the bit gone from freed (acquire) finds it in avail, or issued. */
+	/*
+	 * avail first: whoever reads the bit gone from freed (acquire) finds it in avail, or
+	 * issued.
+	 */
 	KSLAB_STORE_RELAXED(&bits->avail, word & (word - 1));
 	KSLAB_STORE_RELEASE(&bits->freed, tail);
 	return (void *)(sc->base + (uint32_t)(kslab_ctz(word) * sc->size));
 }
 
 /*
- * The middle path: the next word of the current page that has free slots, cyclically from where it was; NULL:
- * there is none, or no page. Short, because where many objects live it is taken at every fourth allocation.
+ * The middle path: the next word of the current page that has free slots, cyclically from where it
+ * was; NULL: there is none, or no page. Short, because where many objects live it is taken at every
+ * fourth allocation.
  */
 KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc *sc)
 {
@@ -57,10 +61,15 @@ KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc
 	i = sc->hint;
 	for (unsigned n = words; n != 0; n--) {
 		struct kslab_bits *bits = &page->bits[i];
-		uint32_t end = (i + 1) * KSLAB_WORD_BITS, behind = end > page->slots ? end - page->slots : 0;
-		kslab_word slots = ~(kslab_word)0 >> behind, word; /* no branch: it would be mispredicted */
+		uint32_t end = (i + 1) * KSLAB_WORD_BITS,
+			 behind = end > page->slots ? end - page->slots : 0;
+		kslab_word slots = ~(kslab_word)0 >> behind,
+			   word; /* no branch: it would be mispredicted */
 
-		/* A word is harvested before it is issued from, so that a late double free can't hit a new object. */
+		/*
+		 * A word is harvested before it is issued from, so that a late double free can't
+		 * hit a new object.
+		 */
 		if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&bits->remote) != 0))
 			kslab_page_harvest_word(owner, page, i);
 		word = KSLAB_LOAD_RELAXED(&bits->freed) & slots;
@@ -73,9 +82,10 @@ KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc
 }
 
 /*
- * The rest of an allocation when the cached word is used up: next word, remote frees, mail, the next partial
- * pages, an empty page. Return: an object, or NULL: a refill is needed, or, if kslab_sc_has_more, another call:
- * each looks at a few pages only. O(words of a page) + O(mailed pages).
+ * The rest of an allocation when the cached word is used up: next word, remote frees, mail, the
+ * next partial pages, an empty page. Return: an object, or NULL: a refill is needed, or, if
+ * kslab_sc_has_more, another call: each looks at a few pages only. O(words of a page) + O(mailed
+ * pages).
  */
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc);
 
@@ -92,7 +102,8 @@ bool kslab_sc_free_local(struct kslab_owner *owner, struct kslab_page *page, uin
 void kslab_sc_word_full(struct kslab_owner *owner, struct kslab_page *page);
 
 /* Give an initialised page to the class; tags: KSLAB_TAG_CACHE, KSLAB_TAG_DEBUG. */
-void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page, uintptr_t tags);
+void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page,
+		     uintptr_t tags);
 
 /* Take in what the mailbox holds. Return: pages that had mail. */
 size_t kslab_sc_drain(struct kslab_owner *owner);
@@ -110,17 +121,21 @@ void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc);
 bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page);
 
 /*
- * Hand a page over from one owner to another, both operated by the caller. Return: false: it is QUEUED, and
- * stays where it is.
+ * Hand a page over from one owner to another, both operated by the caller. Return: false: it is
+ * QUEUED, and stays where it is.
  */
 bool kslab_sc_move(struct kslab_owner *from, struct kslab_page *page, struct kslab_owner *to,
 		   struct kslab_sc *to_sc);
 
-/* Lists, counts and bits of a class agree. Return: NULL, or what is wrong, *where: which page. O(pages). */
+/*
+ * Lists, counts and bits of a class agree. Return: NULL, or what is wrong, *where: which page.
+ * O(pages).
+ */
 const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_sc *sc,
 			    const struct kslab_page **where);
 
 /* Calls fn for every page of the class. */
-void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page), void *ctx);
+void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page),
+		   void *ctx);
 
 #endif

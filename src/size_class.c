@@ -10,7 +10,8 @@
 /* At most 1/16 of an object page may lie behind its last slot, where the limit allows that. */
 static bool is_wasteful(size_t bytes, size_t run_bytes)
 {
-	return run_bytes < bytes || run_bytes - kslab_divide(run_bytes, bytes) * bytes > run_bytes / 16;
+	return run_bytes < bytes ||
+	       run_bytes - kslab_divide(run_bytes, bytes) * bytes > run_bytes / 16;
 }
 
 void kslab_class_runs(size_t bytes, size_t page_bytes, size_t max_page_bytes, uint16_t *min_run,

@@ -43,7 +43,10 @@ KSLAB_INLINE size_t kslab_class_bytes(unsigned cls)
 	return ((size_t)1 << log) + ((size_t)((cls - 48) % 4 + 1) << (log - 2));
 }
 
-/* Lengths of object pages for slots of `bytes`, in base pages: smallest with little waste, longest worth having. */
+/*
+ * Lengths of object pages for slots of `bytes`, in base pages: smallest with little waste, longest
+ * worth having.
+ */
 void kslab_class_runs(size_t bytes, size_t page_bytes, size_t max_page_bytes, uint16_t *min_run,
 		      uint16_t *max_run);
 

@@ -16,7 +16,8 @@ static bool is_thrifty(const struct kslab_sc_allocator *sc)
 }
 
 /* Classes from *cls on that pages of page_bytes can serve. */
-static unsigned init_classes(struct kslab_zone_allocator *zone, unsigned cls, size_t page_bytes, bool thrifty)
+static unsigned init_classes(struct kslab_zone_allocator *zone, unsigned cls, size_t page_bytes,
+			     bool thrifty)
 {
 	for (; cls < KSLAB_CLASSES; cls++) {
 		struct kslab_sc_allocator *sc = &zone->sc[cls];
@@ -29,8 +30,8 @@ static unsigned init_classes(struct kslab_zone_allocator *zone, unsigned cls, si
 	return cls;
 }
 
-enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone, size_t base_page_bytes,
-					    size_t large_page_bytes)
+enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone,
+					    size_t base_page_bytes, size_t large_page_bytes)
 {
 	zone->base_page_bytes = base_page_bytes;
 	zone->large_page_bytes = large_page_bytes;
@@ -47,7 +48,8 @@ enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone, s
 }
 
 /* The class that serves a layout, or NULL. Alignment is routed by class, never searched for. */
-static struct kslab_sc_allocator *route(const struct kslab_zone_allocator *zone, struct kslab_layout layout)
+static struct kslab_sc_allocator *route(const struct kslab_zone_allocator *zone,
+					struct kslab_layout layout)
 {
 	size_t mask = layout.align - 1;
 	unsigned cls;
@@ -81,8 +83,8 @@ size_t kslab_zone_page_bytes(const struct kslab_zone_allocator *zone, struct ksl
 	return sc != NULL ? sc->page_bytes : 0;
 }
 
-enum kslab_allocation_error kslab_zone_allocate(struct kslab_zone_allocator *zone, struct kslab_layout layout,
-						void **object)
+enum kslab_allocation_error kslab_zone_allocate(struct kslab_zone_allocator *zone,
+						struct kslab_layout layout, void **object)
 {
 	struct kslab_sc_allocator *sc = route(zone, layout);
 
@@ -98,8 +100,8 @@ enum kslab_allocation_error kslab_zone_deallocate(struct kslab_zone_allocator *z
 	return sc != NULL ? kslab_sc_deallocate(sc, ptr, layout) : KSLAB_INVALID_LAYOUT;
 }
 
-enum kslab_allocation_error kslab_zone_refill(struct kslab_zone_allocator *zone, struct kslab_layout layout,
-					      void *page)
+enum kslab_allocation_error kslab_zone_refill(struct kslab_zone_allocator *zone,
+					      struct kslab_layout layout, void *page)
 {
 	struct kslab_sc_allocator *sc = route(zone, layout);
 
@@ -120,7 +122,8 @@ static void give_back(void *ctx, void *page)
 }
 
 size_t kslab_zone_try_reclaim_pages(struct kslab_zone_allocator *zone, size_t to_reclaim,
-				    void (*dealloc)(void *ctx, void *page, size_t page_bytes), void *ctx)
+				    void (*dealloc)(void *ctx, void *page, size_t page_bytes),
+				    void *ctx)
 {
 	struct reclaim reclaim = { dealloc, ctx, 0 };
 	size_t reclaimed = 0;
@@ -129,11 +132,13 @@ size_t kslab_zone_try_reclaim_pages(struct kslab_zone_allocator *zone, size_t to
 		return 0;
 	if (++zone->next_reclaim >= zone->classes)
 		zone->next_reclaim = 0;
-	for (unsigned n = 0, next = zone->next_reclaim; n < zone->classes && reclaimed < to_reclaim; n++) {
+	for (unsigned n = 0, next = zone->next_reclaim; n < zone->classes && reclaimed < to_reclaim;
+	     n++) {
 		struct kslab_sc_allocator *sc = &zone->sc[next];
 
 		reclaim.page_bytes = sc->page_bytes;
-		reclaimed += kslab_sc_try_reclaim_pages(sc, to_reclaim - reclaimed, give_back, &reclaim);
+		reclaimed +=
+			kslab_sc_try_reclaim_pages(sc, to_reclaim - reclaimed, give_back, &reclaim);
 		next = next + 1 == zone->classes ? 0 : next + 1;
 	}
 	return reclaimed;

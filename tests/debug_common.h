@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * debug_common.h - owns the tests that hold at debug levels 1 and 2 alike: redzones, poison, the fence, and the
- * answers of level 0, which must not change.
- * Rank: test helper.  Runs: one thread that plays two CPUs, in turns. Included by test_debug.c and test_debug2.c.
+ * debug_common.h - owns the tests that hold at debug levels 1 and 2 alike: redzones, poison, the
+ * fence, and the answers of level 0, which must not change.
+ * Rank: test helper.  Runs: one thread that plays two CPUs, in turns. Included by test_debug.c and
+ * test_debug2.c.
  */
 #ifndef DEBUG_COMMON_H
 #define DEBUG_COMMON_H
@@ -21,7 +22,8 @@ FAKE_CPU_DEFINE;
 static struct testing t;
 
 /* Without quarantine a freed slot can be issued again at once, as the tests of poison need it. */
-static const struct kslab_config plain = { .max_page_bytes = PAGE, .quarantine_objects = KSLAB_QUARANTINE_NONE };
+static const struct kslab_config plain = { .max_page_bytes = PAGE,
+					   .quarantine_objects = KSLAB_QUARANTINE_NONE };
 
 static int setup(void **state)
 {
@@ -94,7 +96,8 @@ static void reported(enum kslab_fault fault, const void *object, size_t offset)
 	assert_true((uintptr_t)object - (uintptr_t)last->page < last->page_bytes);
 	assert_true(last->object_bytes > offset);
 	assert_non_null(last->what);
-	if (LEVEL >= 2 && page_of(object)->state != KSLAB_PAGE_LARGE && offset < last->object_bytes - TRAILER)
+	if (LEVEL >= 2 && page_of(object)->state != KSLAB_PAGE_LARGE &&
+	    offset < last->object_bytes - TRAILER)
 		assert_non_null(last->alloc_caller);
 	t.faults++;
 }
@@ -137,7 +140,7 @@ static bool is_all(const unsigned char *p, size_t n, unsigned byte)
 	return true;
 }
 
-/* ---- sizes ---------------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 static void every_size_is_usable_exactly_and_aligned_as_without_debugging(void **state)
 {
@@ -145,7 +148,9 @@ static void every_size_is_usable_exactly_and_aligned_as_without_debugging(void *
 	testing_begin(&t, &plain);
 	for (size_t n = 0; n <= 20000; n += n < 700 ? 1 : 97) {
 		unsigned char *p = get(n);
-		size_t natural = n != 0 && (n & (n - 1)) == 0 ? (n < PAGE ? n : PAGE) : n > PAGE ? PAGE : 1;
+		size_t natural = n != 0 && (n & (n - 1)) == 0 ? (n < PAGE ? n : PAGE)
+				 : n > PAGE		      ? PAGE
+							      : 1;
 
 		assert_int_equal(kslab_heap_usable_size(&t.heap, p), n);
 		assert_int_equal(kslab_heap_good_size(&t.heap, n), n);
@@ -202,7 +207,8 @@ static void sized_frees_are_judged_as_without_debugging(void **state)
 				kslab_heap_free_aligned_sized(&t.heap, p, align, other);
 				if (kslab_heap_plain_class(&t.heap, other, align) != cls) {
 					assert_int_equal(t.recorder.count, ++t.faults);
-					assert_int_equal(t.recorder.last.fault, KSLAB_FAULT_WRONG_SIZE);
+					assert_int_equal(t.recorder.last.fault,
+							 KSLAB_FAULT_WRONG_SIZE);
 					kslab_heap_free_aligned_sized(&t.heap, p, align, n);
 				}
 				assert_int_equal(t.recorder.count, t.faults);
@@ -213,7 +219,7 @@ static void sized_frees_are_judged_as_without_debugging(void **state)
 	testing_end(&t);
 }
 
-/* ---- rows 21 and 22: overflow --------------------------------------------------------------------------- */
+/* ---- rows 21 and 22: overflow ---------------------------------------------------------------- */
 
 static void overflow_by_one_is_found_at_free_with_its_offset(void **state)
 {
@@ -247,7 +253,9 @@ static void overflow_by_one_is_found_at_free_with_its_offset(void **state)
 
 static void overflow_by_eight_is_found_at_free(void **state)
 {
-	static const unsigned char bytes[] = { 0, 'A', 0xff, KSLAB_DEBUG_FREE_BYTE, KSLAB_DEBUG_NEW_BYTE, 0x80 };
+	static const unsigned char bytes[] = {
+		0, 'A', 0xff, KSLAB_DEBUG_FREE_BYTE, KSLAB_DEBUG_NEW_BYTE, 0x80
+	};
 
 	(void)state;
 	testing_begin(&t, &plain);
@@ -261,7 +269,10 @@ static void overflow_by_eight_is_found_at_free(void **state)
 			kslab_heap_free(&t.heap, p);
 			assert_int_equal(t.recorder.count, ++t.faults);
 			assert_int_equal(t.recorder.last.fault, KSLAB_FAULT_REDZONE);
-			/* The first bad byte; if the code that says where it begins is gone, too, one of the slot. */
+			/*
+			 * The first bad byte; if the code that says where it begins is gone, too,
+			 * one of the slot.
+			 */
 			if (LEVEL >= 2 || n + 16 <= slot)
 				assert_int_equal(t.recorder.last.count, n);
 			else
@@ -290,7 +301,8 @@ static void every_byte_of_the_redzone_is_watched(void **state)
 			if (LEVEL >= 2)
 				assert_int_equal(t.recorder.last.count, i < end ? i : end);
 			else
-				assert_true(t.recorder.last.count == i || (i >= slot - 8 && t.recorder.last.count >= slot - 8));
+				assert_true(t.recorder.last.count == i ||
+					    (i >= slot - 8 && t.recorder.last.count >= slot - 8));
 			p[i] ^= 0x10;
 		}
 		put(p);
@@ -318,7 +330,7 @@ static void overflow_into_a_free_neighbour_is_found_there(void **state)
 	testing_end(&t);
 }
 
-/* ---- rows 24 to 26: use after free, use before init ----------------------------------------------------- */
+/* ---- rows 24 to 26: use after free, use before init ------------------------------------------ */
 
 static void a_write_after_free_is_found_at_the_next_issue_at_every_offset(void **state)
 {
@@ -338,7 +350,8 @@ static void a_write_after_free_is_found_at_the_next_issue_at_every_offset(void *
 				check_finds(p, i < room ? i : room);
 			again(p, n);
 			reported(KSLAB_FAULT_USE_AFTER_FREE, p, i < room ? i : room);
-			assert_int_equal(kslab_heap_usable_size(&t.heap, p), n); /* it is in order again */
+			assert_int_equal(kslab_heap_usable_size(&t.heap, p),
+					 n); /* it is in order again */
 			assert_true(is_all(p, n, KSLAB_DEBUG_NEW_BYTE));
 			assert_int_equal(t.recorder.count, t.faults);
 		}
@@ -420,7 +433,7 @@ static void memory_holds_what_the_options_say(void **state)
 	}
 }
 
-/* ---- realloc -------------------------------------------------------------------------------------------- */
+/* ---- realloc --------------------------------------------------------------------------------- */
 
 static void realloc_moves_the_redzone(void **state)
 {
@@ -433,7 +446,8 @@ static void realloc_moves_the_redzone(void **state)
 	p = get(n);
 	memset(p, 0x44, n);
 	for (unsigned i = 0; i < 3000; i++) {
-		size_t wish = 1 + testing_random_below(&random, i % 50 == 0 ? 40000 : 300), kept = wish < n ? wish : n;
+		size_t wish = 1 + testing_random_below(&random, i % 50 == 0 ? 40000 : 300),
+		       kept = wish < n ? wish : n;
 
 		p = kslab_heap_realloc(&t.heap, p, wish);
 		assert_non_null(p);
@@ -456,7 +470,7 @@ static void realloc_moves_the_redzone(void **state)
 	testing_end(&t);
 }
 
-/* ---- large blocks --------------------------------------------------------------------------------------- */
+/* ---- large blocks ---------------------------------------------------------------------------- */
 
 static void large_blocks_have_redzones_and_poison(void **state)
 {
@@ -489,7 +503,7 @@ static void large_blocks_have_redzones_and_poison(void **state)
 	testing_end(&t);
 }
 
-/* ---- object caches -------------------------------------------------------------------------------------- */
+/* ---- object caches --------------------------------------------------------------------------- */
 
 static size_t constructed;
 
@@ -548,7 +562,8 @@ static void a_cache_of_the_largest_size_works_without_a_redzone(void **state)
 
 	(void)state;
 	testing_begin(&t, &plain);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "page", PAGE, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "page", PAGE, 0, NULL, NULL),
+			 KSLAB_OK);
 	p = kslab_cache_alloc(&cache);
 	assert_non_null(p);
 	memset(p, 0, PAGE);
@@ -557,14 +572,15 @@ static void a_cache_of_the_largest_size_works_without_a_redzone(void **state)
 	kslab_cache_free(&cache, p);
 	testing_fault(&t, KSLAB_FAULT_DOUBLE_FREE);
 	assert_int_equal(kslab_cache_destroy(&cache), KSLAB_OK);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "lost", 50, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "lost", 50, 0, NULL, NULL),
+			 KSLAB_OK);
 	for (unsigned i = 0; i < 300; i++)
 		memset(kslab_cache_alloc(&cache), 0, 50);
 	assert_int_equal(kslab_cache_destroy_forced(&cache), 300);
 	testing_end(&t);
 }
 
-/* ---- the answers of level 0 ----------------------------------------------------------------------------- */
+/* ---- the answers of level 0 ------------------------------------------------------------------ */
 
 static void refused(void *p, enum kslab_fault fault)
 {
@@ -609,18 +625,21 @@ static void bad_pointers_are_refused_as_without_debugging(void **state)
 	testing_end(&t);
 }
 
-/* ---- a refusal, exactly ---------------------------------------------------------------------------------- */
+/* ---- a refusal, exactly ---------------------------------------------------------------------- */
 
-/* Each a function of its own, that the report must name as the caller. n: a size that the object could have. */
-#define DOOR(name, call)                                                                                       \
-	static __attribute__((noinline)) const void *name(void *p, size_t n)                                   \
-	{                                                                                                      \
-		const void *answer = NULL;                                                                     \
-                                                                                                               \
-		(void)n;                                                                                       \
-		call;                                                                                          \
-		__asm__ volatile("" : : "r"(answer) : "memory"); /* no tail call */                           \
-		return answer;                                                                                 \
+/*
+ * Each a function of its own, that the report must name as the caller. n: a size that the object
+ * could have.
+ */
+#define DOOR(name, call)                                                                           \
+	static __attribute__((noinline)) const void *name(void *p, size_t n)                       \
+	{                                                                                          \
+		const void *answer = NULL;                                                         \
+                                                                                                   \
+		(void)n;                                                                           \
+		call;                                                                              \
+		__asm__ volatile("" : : "r"(answer) : "memory"); /* no tail call */                \
+		return answer;                                                                     \
 	}
 DOOR(by_free, kslab_heap_free(&t.heap, p))
 DOOR(by_free_sized, kslab_heap_free_sized(&t.heap, p, n))
@@ -631,7 +650,8 @@ DOOR(by_realloc_zero, answer = kslab_heap_realloc(&t.heap, p, 0))
 DOOR(by_usable_size, answer = (const void *)kslab_heap_usable_size(&t.heap, p))
 
 static const void *(*const doors[])(void *p, size_t n) = {
-	by_free, by_free_sized, by_free_bulk, by_realloc_larger, by_realloc_same, by_realloc_zero, by_usable_size,
+	by_free,	 by_free_sized,	  by_free_bulk,	  by_realloc_larger,
+	by_realloc_same, by_realloc_zero, by_usable_size,
 };
 
 #define DOOR_BYTES 500u
@@ -648,20 +668,28 @@ struct want {
 static struct want want_slot(enum kslab_fault fault, void *pointer, void *object, size_t count)
 {
 	const struct kslab_page *page = page_of(object);
-	const struct want want = { fault, pointer, object, page->sc->size, (const void *)page->data,
-				   (size_t)page->pages * PAGE, count };
+	const struct want want = { fault,
+				   pointer,
+				   object,
+				   page->sc->size,
+				   (const void *)page->data,
+				   (size_t)page->pages * PAGE,
+				   count };
 
 	return want;
 }
 
-static struct want want_large(enum kslab_fault fault, void *pointer, void *object, size_t bytes, size_t count)
+static struct want want_large(enum kslab_fault fault, void *pointer, void *object, size_t bytes,
+			      size_t count)
 {
 	const struct want want = { fault, pointer, object, bytes, object, bytes, count };
 
 	return want;
 }
 
-/* Through every door, by both CPUs: the whole report, and a heap that is bit for bit what it was. */
+/*
+ * Through every door, by both CPUs: the whole report, and a heap that is bit for bit what it was.
+ */
 static void refused_everywhere(const struct want *want, size_t n)
 {
 	const struct kslab_report *last = &t.recorder.last;
@@ -676,7 +704,8 @@ static void refused_everywhere(const struct want *want, size_t n)
 			assert_true(heap_image_is_unchanged(&image));
 			assert_null(answer);
 			assert_int_equal(t.recorder.count, ++t.faults);
-			assert_string_equal(kslab_fault_name(last->fault), kslab_fault_name(want->fault));
+			assert_string_equal(kslab_fault_name(last->fault),
+					    kslab_fault_name(want->fault));
 			assert_ptr_equal(last->pointer, want->pointer);
 			assert_ptr_equal(last->object, want->object);
 			assert_int_equal(last->object_bytes, want->object_bytes);
@@ -694,7 +723,9 @@ static void refused_everywhere(const struct want *want, size_t n)
 
 static void refusals_are_exact_and_change_nothing(void **state)
 {
-	static const struct kslab_config held = { .max_page_bytes = PAGE }; /* level 2: freed ones wait in the ring */
+	static const struct kslab_config held = {
+		.max_page_bytes = PAGE
+	}; /* level 2: freed ones wait in the ring */
 	static const struct kslab_config *const configs[] = { &plain, &held };
 	static const size_t sizes[] = { 1, 7, 16, 100, 500, 1500 };
 
@@ -712,7 +743,9 @@ static void refusals_are_exact_and_change_nothing(void **state)
 			want = want_slot(KSLAB_FAULT_REDZONE, p, p, n);
 			refused_everywhere(&want, n);
 			p[n] ^= 1;
-			want = (struct want){ KSLAB_FAULT_FOREIGN_POINTER, &want, NULL, 0, NULL, 0, 0 };
+			want = (struct want){
+				KSLAB_FAULT_FOREIGN_POINTER, &want, NULL, 0, NULL, 0, 0
+			};
 			refused_everywhere(&want, n);
 			kslab_heap_free(&t.heap, p);
 			want = want_slot(KSLAB_FAULT_DOUBLE_FREE, p, p, 0);
@@ -818,7 +851,7 @@ static void remote_frees_are_verified_and_poisoned(void **state)
 	testing_end(&t);
 }
 
-/* ---- report hooks that use the heap --------------------------------------------------------------------- */
+/* ---- report hooks that use the heap ---------------------------------------------------------- */
 
 static void allocate_in_report(struct recorder *recorder, const struct kslab_report *report)
 {
@@ -854,7 +887,7 @@ static void a_report_hook_may_use_the_heap(void **state)
 	testing_end(&t);
 }
 
-/* ---- work ----------------------------------------------------------------------------------------------- */
+/* ---- work ------------------------------------------------------------------------------------ */
 
 static void random_work_is_checked_at_every_step(void **state)
 {
@@ -899,10 +932,14 @@ static void random_work_is_checked_at_every_step(void **state)
 	testing_end(&t);
 }
 
-/* ---- row 23: metadata ----------------------------------------------------------------------------------- */
+/* ---- row 23: metadata ------------------------------------------------------------------------ */
 
-/* Five pages of 1024-byte requests, the middle one damaged by `damage`; the heap goes on without it. */
-static void fenced_after(void (*damage)(struct kslab_page *page, unsigned kind), unsigned kind, unsigned pages_state)
+/*
+ * Five pages of 1024-byte requests, the middle one damaged by `damage`; the heap goes on without
+ * it.
+ */
+static void fenced_after(void (*damage)(struct kslab_page *page, unsigned kind), unsigned kind,
+			 unsigned pages_state)
 {
 	enum { COUNT = 40 };
 	unsigned char *p[COUNT];
@@ -1011,7 +1048,11 @@ static void damage_field(struct kslab_page *page, unsigned kind)
 		page->owner ^= 0x123456000;
 		break;
 	default: /* all of it */
-		memset(page, (int)(kind == 20 ? 0 : kind == 21 ? 0xff : kind), sizeof(*page) + sizeof(page->bits[0]));
+		memset(page,
+		       (int)(kind == 20	  ? 0
+			     : kind == 21 ? 0xff
+					  : kind),
+		       sizeof(*page) + sizeof(page->bits[0]));
 		break;
 	}
 }
@@ -1023,7 +1064,10 @@ static void damaged_descriptors_are_fenced_off(void **state)
 		print_message("# kind %u\n", kind);
 		fenced_after(damage_field, kind, KSLAB_PAGE_PARTIAL);
 		setup(NULL);
-		/* A full page that is not looked at until it gets a free slot: links are needed only then. */
+		/*
+		 * A full page that is not looked at until it gets a free slot: links are needed
+		 * only then.
+		 */
 		fenced_after(damage_field, kind, KSLAB_PAGE_FULL);
 		setup(NULL);
 	}
@@ -1089,8 +1133,8 @@ static void broken_links_lose_no_other_page(void **state)
 		TEST(refusals_are_exact_and_change_nothing),                                       \
 		TEST(refusals_of_large_blocks_are_exact_and_change_nothing),                       \
 		TEST(a_write_after_free_names_slot_cpu_and_caller_of_the_next_issue),              \
-		TEST(remote_frees_are_verified_and_poisoned), TEST(a_report_hook_may_use_the_heap), \
-		TEST(random_work_is_checked_at_every_step), TEST(damaged_descriptors_are_fenced_off), \
-		TEST(broken_links_lose_no_other_page)
+		TEST(remote_frees_are_verified_and_poisoned),                                      \
+		TEST(a_report_hook_may_use_the_heap), TEST(random_work_is_checked_at_every_step),  \
+		TEST(damaged_descriptors_are_fenced_off), TEST(broken_links_lose_no_other_page)
 
 #endif

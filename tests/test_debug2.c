@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * test_debug2.c - owns the proof of debug level 2: quarantine (row 3 of the table of misuse), callers, sequence numbers;
- * and everything that level 1 promises.
+ * test_debug2.c - owns the proof of debug level 2: quarantine (row 3 of the table of misuse),
+ * callers, sequence numbers; and everything that level 1 promises.
  * Rank: test.  Runs: one thread that plays two CPUs, in turns.
  *
- * BUILD: -DKSLAB_CFG_DEBUG=2 -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=2 -DKSLAB_CFG_LEVELS=4
+ * BUILD: -DKSLAB_CFG_DEBUG=2 -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=2
+ * -DKSLAB_CFG_LEVELS=4
  */
 #include "debug_common.h"
 
@@ -53,7 +54,8 @@ static void a_double_free_within_the_window_is_caught_with_both_callers(void **s
 		void *p = allocate_here(n), *other[255];
 
 		free_here(p);
-		for (unsigned i = 0; i < 90; i++) /* other work in between; at level 0 the slot would be issued again */
+		for (unsigned i = 0; i < 90;
+		     i++) /* other work in between; at level 0 the slot would be issued again */
 			other[i] = get(n);
 		for (unsigned i = 0; i < 90; i++) {
 			assert_ptr_not_equal(other[i], p);
@@ -275,7 +277,8 @@ static void pressure_empties_the_quarantine(void **state)
 	for (size_t i = 0; i < 40; i++)
 		put(p[i]);
 	assert_true(t.heap.quarantine.count == 40);
-	assert_non_null(p[0] = kslab_heap_malloc(&t.heap, 3000)); /* pages that only the ring held */
+	assert_non_null(
+		p[0] = kslab_heap_malloc(&t.heap, 3000)); /* pages that only the ring held */
 	for (size_t i = 40; i < n; i++)
 		put(p[i]);
 	put(p[0]);
@@ -289,7 +292,8 @@ static void caches_go_with_their_quarantined_objects(void **state)
 
 	(void)state;
 	testing_begin(&t, &defaults);
-	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "gone", 50, 0, NULL, NULL), KSLAB_OK);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "gone", 50, 0, NULL, NULL),
+			 KSLAB_OK);
 	for (unsigned i = 0; i < 30; i++)
 		p[i] = kslab_cache_alloc(&cache);
 	for (unsigned i = 0; i < 30; i++) {
@@ -361,14 +365,17 @@ static void every_fault_of_an_object_names_its_callers(void **state)
 	p = kslab_heap_zalloc(&t.heap, 10);
 	kslab_heap_free(&t.heap, p + 1);
 	testing_fault(&t, KSLAB_FAULT_INTERIOR_POINTER);
-	assert_true(is_in(t.recorder.last.alloc_caller, (uintptr_t)every_fault_of_an_object_names_its_callers) ||
-		    (uintptr_t)t.recorder.last.alloc_caller - (uintptr_t)every_fault_of_an_object_names_its_callers <
+	assert_true(is_in(t.recorder.last.alloc_caller,
+			  (uintptr_t)every_fault_of_an_object_names_its_callers) ||
+		    (uintptr_t)t.recorder.last.alloc_caller -
+				    (uintptr_t)every_fault_of_an_object_names_its_callers <
 			    4096);
 	p = kslab_heap_realloc(&t.heap, p, 500);
 	kslab_heap_free(&t.heap, p + 1);
 	testing_fault(&t, KSLAB_FAULT_INTERIOR_POINTER);
 	assert_true((uintptr_t)t.recorder.last.alloc_caller -
-			    (uintptr_t)every_fault_of_an_object_names_its_callers < 4096);
+			    (uintptr_t)every_fault_of_an_object_names_its_callers <
+		    4096);
 	put(p);
 	testing_end(&t);
 }

@@ -1141,22 +1141,14 @@ struct mix {
 };
 
 static const struct mix plain_mix[] = {
-	{ 8, 53, "flags, counters" },
-	{ 16, 95, "short names" },
-	{ 24, 60, "list nodes" },
-	{ 32, 146, "tree nodes" },
-	{ 48, 90, "handles" },
-	{ 64, 170, "timers, wait queues" },
-	{ 96, 90, "anonymous areas" },
-	{ 104, 40, "buffer heads" },
-	{ 128, 80, "kernfs nodes" },
-	{ 192, 80, "directory entries" },
-	{ 200, 20, "memory areas" },
-	{ 256, 40, "open files" },
-	{ 512, 15, "sectors" },
-	{ 576, 3, "radix tree nodes" },
-	{ 680, 3, "inodes" },
-	{ 1024, 9, "blocks" },
+	{ 8, 53, "flags, counters" },  { 16, 95, "short names" },
+	{ 24, 60, "list nodes" },      { 32, 146, "tree nodes" },
+	{ 48, 90, "handles" },	       { 64, 170, "timers, wait queues" },
+	{ 96, 90, "anonymous areas" }, { 104, 40, "buffer heads" },
+	{ 128, 80, "kernfs nodes" },   { 192, 80, "directory entries" },
+	{ 200, 20, "memory areas" },   { 256, 40, "open files" },
+	{ 512, 15, "sectors" },	       { 576, 3, "radix tree nodes" },
+	{ 680, 3, "inodes" },	       { 1024, 9, "blocks" },
 	{ 2048, 6, "packets" },
 };
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * test_scaling.c - owns the claim that the heap scales: atomics and locks are counted, not timed.
- * Runs: 64 simulated CPUs, played one after the other by one thread; so nothing is contended, and every
- * count is what a quiet bus would see.
- * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=64 -DKSLAB_ATOMICS_HEADER='"count_atomics.h"'
+ * Runs: 64 simulated CPUs, played one after the other by one thread; so nothing is contended, and
+ * every count is what a quiet bus would see.
+ * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=64
+ * -DKSLAB_ATOMICS_HEADER='"count_atomics.h"'
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -71,7 +72,7 @@ static size_t size_of(unsigned i)
 	static const struct {
 		unsigned share; /* of 64 */
 		size_t bytes;
-	} mix[] = { { 3, 8 },  { 6, 16 },  { 4, 24 },	{ 12, 32 }, { 8, 48 },	{ 14, 64 },
+	} mix[] = { { 3, 8 },  { 6, 16 },  { 4, 24 },  { 12, 32 }, { 8, 48 }, { 14, 64 },
 		    { 8, 96 }, { 5, 128 }, { 2, 192 }, { 1, 256 }, { 1, 512 } };
 	unsigned k = 0, share = i * 29 % 64;
 
@@ -113,8 +114,10 @@ static void remote_frees_take_at_most_1_1_atomic_operations(void **state)
 	for (unsigned round = 0; round < ROUNDS; round++)
 		pass_on(batch);
 	each = (double)count_atomics / frees;
-	print_message("atomic operations per cross-CPU free, harvest and mail included: %.3f\n", each);
-	print_message("lock acquisitions per 1000 operations: %.3f\n", (double)(locks() - locked) / (2 * frees) * 1e3);
+	print_message("atomic operations per cross-CPU free, harvest and mail included: %.3f\n",
+		      each);
+	print_message("lock acquisitions per 1000 operations: %.3f\n",
+		      (double)(locks() - locked) / (2 * frees) * 1e3);
 	assert_true(each <= 1.1);
 	assert_true((double)(locks() - locked) < 2 * frees / 1000);
 	assert_true(kslab_check(NULL));
@@ -139,9 +142,12 @@ static void local_operations_take_none(void **state)
 				kslab_free(batch[i]);
 		}
 	}
-	print_message("atomic operations in %u local pairs: %lu, locks: %lu\n", CPUS * BATCH * ROUNDS, count_atomics,
-		      (unsigned long)(locks() - locked));
-	/* The slow paths arm a full page by one exchange; nothing else may show up: less than one in a hundred. */
+	print_message("atomic operations in %u local pairs: %lu, locks: %lu\n",
+		      CPUS * BATCH * ROUNDS, count_atomics, (unsigned long)(locks() - locked));
+	/*
+	 * The slow paths arm a full page by one exchange; nothing else may show up: less than one
+	 * in a hundred.
+	 */
 	assert_true(count_atomics < CPUS * BATCH * ROUNDS / 100);
 	assert_true(locks() - locked < (uint64_t)CPUS * BATCH * ROUNDS * 2 / 1000);
 }
@@ -149,7 +155,8 @@ static void local_operations_take_none(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(remote_frees_take_at_most_1_1_atomic_operations, setup, teardown),
+		cmocka_unit_test_setup_teardown(remote_frees_take_at_most_1_1_atomic_operations,
+						setup, teardown),
 		cmocka_unit_test_setup_teardown(local_operations_take_none, setup, teardown),
 	};
 

@@ -89,8 +89,8 @@ static void test_object_page_lengths_follow_the_rule_for_every_class(void **stat
 				assert_true((max_run & (max_run - 1)) == 0);
 				assert_true(max_bytes <= max);
 				/*
-				 * The smallest with 16 slots and little waste, unless the limit forbids
-				 * it.
+				 * The smallest with 16 slots and little waste, unless the limit
+				 * forbids it.
 				 */
 				assert_true(min_bytes == max || (!is_wasteful(bytes, min_bytes) &&
 								 min_bytes / bytes >= 16));

@@ -291,7 +291,7 @@ static void test_random_marks_agree_with_a_model(void **state)
 	testing_end(&t);
 }
 
-/* ---- debug level 2: by the number of the allocation, not by the place --------------------------- */
+/* ---- debug level 2: by the number of the allocation, not by the place ------------------------ */
 
 static const struct kslab_config level2 = { .debug_level = 2, .quarantine_objects = 1 };
 

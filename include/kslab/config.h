@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * kslab/config.h - owns every compile-time knob: its default, its price, its range.
  * Rank: 0.  Define a knob on the command line or in the header named by KSLAB_CFG_HEADER.
- * A library and everything that includes its headers must agree on all of them; kslab_init() checks it.
+ * A library and everything that includes its headers must agree on all of them; kslab_init() checks
+ * it.
  */
 #ifndef KSLAB_CONFIG_H
 #define KSLAB_CONFIG_H
@@ -48,9 +49,10 @@
 #endif
 
 /*
- * The address window a heap can manage is 2^LEAF_SHIFT * TOP_ENTRIES bytes. A leaf costs a pointer per
- * grain (a page of pointers per 2^LEAF_SHIFT bytes in use); the top table lies in struct kslab_heap.
- * Default: 8 GiB with 32 KiB of top table on 64-bit machines, all 4 GiB with 4 KiB on 32-bit ones.
+ * The address window a heap can manage is 2^LEAF_SHIFT * TOP_ENTRIES bytes. A leaf costs a pointer
+ * per grain (a page of pointers per 2^LEAF_SHIFT bytes in use); the top table lies in struct
+ * kslab_heap. Default: 8 GiB with 32 KiB of top table on 64-bit machines, all 4 GiB with 4 KiB on
+ * 32-bit ones.
  */
 #ifndef KSLAB_CFG_LEAF_SHIFT
 #if UINTPTR_MAX > 0xffffffffu

@@ -12,67 +12,75 @@
 #include <kslab/port.h>
 #include <kslab/report.h>
 
-/* Size classes of a heap: multiples of 8 to 128, eight per doubling to 2048, four per doubling above. */
+/*
+ * Size classes of a heap: multiples of 8 to 128, eight per doubling to 2048, four per doubling
+ * above.
+ */
 #define KSLAB_CLASSES 60u
 #define KSLAB_CLASS_MAX_BYTES 16384u /* size of the last class */
-#define KSLAB_ROUTE_MAX_BYTES 2048u  /* sizes up to here are routed by one table look-up */
+#define KSLAB_ROUTE_MAX_BYTES 2048u /* sizes up to here are routed by one table look-up */
 
 struct kslab_heap;
 
 /* Counters a zone keeps; they cost nothing on the fast path. They wrap at 2^64. All [o]. */
 struct kslab_zone_counters {
-	uint64_t slow_allocs;   /* allocations that needed more than the cached word */
-	uint64_t slow_frees;    /* frees that left the fast path */
-	uint64_t mails;         /* pages queued by this zone's remote frees */
+	uint64_t slow_allocs; /* allocations that needed more than the cached word */
+	uint64_t slow_frees; /* frees that left the fast path */
+	uint64_t mails; /* pages queued by this zone's remote frees */
 	uint64_t pages_made;
 	uint64_t pages_released;
-	uint64_t failures;      /* allocations that returned NULL */
+	uint64_t failures; /* allocations that returned NULL */
 };
 
 /* Large blocks that a zone keeps for the next request of the same length. */
 #define KSLAB_SPARE_BLOCKS 4
 
 /*
- * Everything one CPU owns at one nesting level: the seed's ZoneAllocator inside a heap. One page on 64-bit
- * machines. Written by its CPU at that level only, except owner.mailbox.
+ * Everything one CPU owns at one nesting level: the seed's ZoneAllocator inside a heap. One page on
+ * 64-bit machines. Written by its CPU at that level only, except owner.mailbox.
  */
 struct kslab_zone {
 	struct kslab_owner owner;
-	struct kslab_heap *heap;      /* [I] */
-	struct kslab_zone *inner;     /* [o] zone of the next nesting level, made on demand */
-	uint32_t reclaim_epoch;       /* [o] last reclaim request that was served */
-	uint16_t cpu;                 /* [I] */
-	uint8_t level;                /* [I] */
-	uint8_t last_error;           /* [o] enum kslab_reason */
+	struct kslab_heap *heap; /* [I] */
+	struct kslab_zone *inner; /* [o] zone of the next nesting level, made on demand */
+	uint32_t reclaim_epoch; /* [o] last reclaim request that was served */
+	uint16_t cpu; /* [I] */
+	uint8_t level; /* [I] */
+	uint8_t last_error; /* [o] enum kslab_reason */
 	struct kslab_zone_counters counters;
-	struct kslab_page *spare[KSLAB_SPARE_BLOCKS]; /* [o] freed large blocks, kept whole; oldest first */
-	size_t spare_run;             /* [o] base pages in them */
-	struct kslab_zone *lingering; /* [l] next zone without a CPU that still holds QUEUED pages */
+	struct kslab_page
+		*spare[KSLAB_SPARE_BLOCKS]; /* [o] freed large blocks, kept whole; oldest first */
+	size_t spare_run; /* [o] base pages in them */
+	struct kslab_zone
+		*lingering; /* [l] next zone without a CPU that still holds QUEUED pages */
 	struct kslab_sc sc[KSLAB_CLASSES] __attribute__((aligned(64)));
 };
 
-/* Address -> descriptor. top[i] is biased: top[i] + (address >> GRAIN_SHIFT) * sizeof(pointer) is the entry. */
+/*
+ * Address -> descriptor. top[i] is biased: top[i] + (address >> GRAIN_SHIFT) * sizeof(pointer) is
+ * the entry.
+ */
 #define KSLAB_SIDE_ENTRIES 4
 struct kslab_page_map {
-	uintptr_t base;   /* [I] first address of the window */
-	size_t limit;     /* [I] entries of top: all, or 0 while there is no window */
+	uintptr_t base; /* [I] first address of the window */
+	size_t limit; /* [I] entries of top: all, or 0 while there is no window */
 	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
-	uintptr_t side_base;                  /* [I] of the side window, where a heap began on a static array */
-	uintptr_t side[KSLAB_SIDE_ENTRIES];   /* [a] its top; side[0] = 0: there is none */
+	uintptr_t side_base; /* [I] of the side window, where a heap began on a static array */
+	uintptr_t side[KSLAB_SIDE_ENTRIES]; /* [a] its top; side[0] = 0: there is none */
 };
 
 /*
- * Page runs of plain memory by buddy bitmaps: for each order one bit tree, 1 = a free block. Two bits a page.
- * All [l].
+ * Page runs of plain memory by buddy bitmaps: for each order one bit tree, 1 = a free block. Two
+ * bits a page. All [l].
  */
 #define KSLAB_REGION_ORDERS 32u
 struct kslab_region {
-	uintptr_t base;        /* first usable page */
-	size_t pages;          /* usable pages */
+	uintptr_t base; /* first usable page */
+	size_t pages; /* usable pages */
 	size_t free_pages;
-	size_t dirty_pages;    /* free pages that may hold memory (only with a purge callback) */
-	uintptr_t start, end;  /* the memory as handed in, metadata included */
-	kslab_word *dirty;     /* bit tree: free and not purged; NULL without purge callback */
+	size_t dirty_pages; /* free pages that may hold memory (only with a purge callback) */
+	uintptr_t start, end; /* the memory as handed in, metadata included */
+	kslab_word *dirty; /* bit tree: free and not purged; NULL without purge callback */
 	kslab_word *order[KSLAB_REGION_ORDERS]; /* bit trees */
 	unsigned orders;
 };
@@ -91,37 +99,45 @@ struct kslab_chunk {
 
 /* Bump and free lists for metadata that never goes back while the heap lives. All [l]. */
 struct kslab_meta {
-	uintptr_t bump, bump_end;          /* rest of the newest chunk */
-	struct kslab_page *free[11];       /* descriptors by bitfield length, linked by next */
-	struct kslab_chunk *chunks;        /* every run taken for metadata */
-	size_t pages;                      /* base pages in them */
-	size_t unmarked;                   /* chunks that are not marked yet */
+	uintptr_t bump, bump_end; /* rest of the newest chunk */
+	struct kslab_page *free[11]; /* descriptors by bitfield length, linked by next */
+	struct kslab_chunk *chunks; /* every run taken for metadata */
+	size_t pages; /* base pages in them */
+	size_t unmarked; /* chunks that are not marked yet */
 };
 
-/* Objects that were freed at debug level 2, oldest first, from head on round the ring. All [l] but ring. */
+/*
+ * Objects that were freed at debug level 2, oldest first, from head on round the ring. All [l] but
+ * ring.
+ */
 struct kslab_quarantined {
 	uintptr_t object;
 	size_t bytes;
 };
 struct kslab_quarantine {
 	struct kslab_quarantined *ring; /* [a] NULL: not made yet, or never */
-	size_t capacity, max_bytes;     /* [I] */
+	size_t capacity, max_bytes; /* [I] */
 	size_t head, count, bytes;
 };
 
 /* What the observers add up. All [a], relaxed. */
 struct kslab_tally {
-	size_t failed[KSLAB_REASON_COUNT];   /* calls that failed, by reason; wrap */
-	size_t pages[KSLAB_CLASSES];         /* base pages in object pages of each class, all zones */
+	size_t failed[KSLAB_REASON_COUNT]; /* calls that failed, by reason; wrap */
+	size_t pages[KSLAB_CLASSES]; /* base pages in object pages of each class, all zones */
 	size_t pages_peak[KSLAB_CLASSES];
 };
 
 struct kslab_heap {
 	/* read by every call */
-	/* [a] entries of route that the fast path may use: 0 before init, when debugging, under kslab_inject */
+	/*
+	 * [a] entries of route that the fast path may use: 0 before init, when debugging, under
+	 * kslab_inject
+	 */
 	size_t route_limit;
-	struct kslab_zone *zone[KSLAB_CFG_CPUS]; /* [a] zone of level 0; &kslab_zone_none before online */
-	uint16_t route[KSLAB_ROUTE_MAX_BYTES / 8]; /* [I] (size - 1) / 8 -> offset of the sc in a zone */
+	struct kslab_zone
+		*zone[KSLAB_CFG_CPUS]; /* [a] zone of level 0; &kslab_zone_none before online */
+	uint16_t route[KSLAB_ROUTE_MAX_BYTES /
+		       8]; /* [I] (size - 1) / 8 -> offset of the sc in a zone */
 	struct kslab_page_map map;
 
 	/* fixed by init */
@@ -130,51 +146,57 @@ struct kslab_heap {
 	size_t page_bytes, max_page_bytes, min_align, max_pages, purge_bytes;
 	unsigned debug_level, debug_flags;
 	size_t debug_limit; /* at a debug level: what route_limit would be */
-	uintptr_t debug_free_word, debug_new_word; /* what free and new objects hold, in every byte */
-	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES]; /* object page length in base pages */
-	uint8_t use_class[KSLAB_CLASSES]; /* class that serves requests of this one; KSLAB_CLASSES: none */
+	uintptr_t debug_free_word,
+		debug_new_word; /* what free and new objects hold, in every byte */
+	uint16_t min_run[KSLAB_CLASSES],
+		max_run[KSLAB_CLASSES]; /* object page length in base pages */
+	uint8_t use_class
+		[KSLAB_CLASSES]; /* class that serves requests of this one; KSLAB_CLASSES: none */
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	void *source_ctx;
 	kslab_report_fn report;
 	void *report_ctx;
-	bool window_placed;    /* map.base is valid */
-	bool packs;            /* objects above a page need not be page aligned */
-	uint8_t grain_shift, leaf_shift, levels; /* knobs of config.h, for debuggers (tests/gdb/kslab.py) */
+	bool window_placed; /* map.base is valid */
+	bool packs; /* objects above a page need not be page aligned */
+	uint8_t grain_shift, leaf_shift,
+		levels; /* knobs of config.h, for debuggers (tests/gdb/kslab.py) */
 
 	/* shared */
-	struct kslab_lock lock;       /* [a] */
-	uint32_t reclaim_epoch;       /* [a] bumped by every reclaim request */
-	size_t retain_run;            /* [a] base pages of empty object pages that a zone keeps */
-	uint32_t run_limit;           /* [a] longest run worth asking alloc_pages for; adapts */
-	uint32_t source_depth;        /* [a] calls of alloc_pages under way */
-	size_t zoneless_frees;        /* [a] remote frees where no zone could be entered */
-	uint64_t lock_acquisitions;   /* [l] */
-	size_t pages_in_use;          /* [l] base pages taken from the sources, metadata included */
-	size_t pages_peak;            /* [l] */
+	struct kslab_lock lock; /* [a] */
+	uint32_t reclaim_epoch; /* [a] bumped by every reclaim request */
+	size_t retain_run; /* [a] base pages of empty object pages that a zone keeps */
+	uint32_t run_limit; /* [a] longest run worth asking alloc_pages for; adapts */
+	uint32_t source_depth; /* [a] calls of alloc_pages under way */
+	size_t zoneless_frees; /* [a] remote frees where no zone could be entered */
+	uint64_t lock_acquisitions; /* [l] */
+	size_t pages_in_use; /* [l] base pages taken from the sources, metadata included */
+	size_t pages_peak; /* [l] */
 	struct kslab_meta meta;
-	struct kslab_page *deferred;  /* [a] large blocks freed where the lock could not be taken */
+	struct kslab_page *deferred; /* [a] large blocks freed where the lock could not be taken */
 	struct kslab_page_list large; /* [l] live large blocks */
 	size_t large_blocks, large_pages; /* [l] */
-	struct kslab_cache *caches;   /* [l] */
+	struct kslab_cache *caches; /* [l] */
 	struct kslab_heap *next_heap; /* [l] of the default heap: all heaps */
-	unsigned regions;             /* [l] */
+	unsigned regions; /* [l] */
 	struct kslab_region region[KSLAB_CFG_REGIONS];
-	uintptr_t emergency;          /* [l] chain of single base pages for KSLAB_RESERVE */
+	uintptr_t emergency; /* [l] chain of single base pages for KSLAB_RESERVE */
 	size_t emergency_pages, emergency_target; /* [l] */
 	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
-	struct kslab_zone *limbo;     /* [l] owns the pages of CPUs that went offline; operated under the lock */
-	size_t limbo_pages;           /* [a] object pages that limbo and lingering zones hold */
-	kslab_word limbo_classes[2];  /* [a] classes of which limbo has pages with free slots: one bit each, 32 a word */
+	struct kslab_zone
+		*limbo; /* [l] owns the pages of CPUs that went offline; operated under the lock */
+	size_t limbo_pages; /* [a] object pages that limbo and lingering zones hold */
+	/* [a] classes of which limbo has pages with free slots: one bit each, 32 a word */
+	kslab_word limbo_classes[2];
 	struct kslab_zone *lingering; /* [a] written under [l]: parked zones that wait for mail */
-	uint32_t cpus_online;         /* [l] */
-	struct kslab_tally tally;     /* [a] */
+	uint32_t cpus_online; /* [l] */
+	struct kslab_tally tally; /* [a] */
 	struct kslab_injecting inject; /* what shall fail */
 	struct kslab_quarantine quarantine;
-	uintptr_t debug_serial;       /* [a] of the newest object at level 2 */
-	size_t fenced_pages;          /* [a] object pages behind the fence */
-	struct kslab_zone boot_zone;  /* CPU 0, level 0 */
+	uintptr_t debug_serial; /* [a] of the newest object at level 2 */
+	size_t fenced_pages; /* [a] object pages behind the fence */
+	struct kslab_zone boot_zone; /* CPU 0, level 0 */
 } __attribute__((aligned(64)));
 
 #define KSLAB_HEAP_READY 0x6b736c62u

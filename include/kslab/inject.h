@@ -22,8 +22,9 @@ struct kslab_heap;
 #define KSLAB_INJECT_ALLOCATIONS (1u << 1) /* objects and large blocks */
 
 /*
- * Bits of kslab_inject.classes: size classes by their index (kslab_class_stats), and two more. They are the classes of
- * slots: at debug levels 1 and 2 a request needs a larger one than its size says.
+ * Bits of kslab_inject.classes: size classes by their index (kslab_class_stats), and two more. They
+ * are the classes of slots: at debug levels 1 and 2 a request needs a larger one than its size
+ * says.
  */
 #define KSLAB_INJECT_LARGE 60u /* large blocks */
 #define KSLAB_INJECT_CACHE 61u /* objects of object caches */

@@ -11,15 +11,42 @@
 extern "C" {
 #endif
 
-static inline void *kmalloc(size_t n) { return kslab_malloc(n); }
-static inline void *kzalloc(size_t n) { return kslab_zalloc(n); }
-static inline void *kcalloc(size_t count, size_t size) { return kslab_calloc(count, size); }
-static inline void *krealloc(void *p, size_t n) { return kslab_realloc(p, n); }
-static inline void *kmalloc_array(size_t count, size_t size) { return kslab_reallocarray(NULL, count, size); }
-static inline void *kmalloc_aligned(size_t n, size_t align) { return kslab_aligned_alloc(align, n); }
-static inline void kfree(void *p) { kslab_free(p); }
-static inline void kfree_sized(void *p, size_t n) { kslab_free_sized(p, n); }
-static inline size_t ksize(const void *p) { return kslab_usable_size(p); }
+static inline void *kmalloc(size_t n)
+{
+	return kslab_malloc(n);
+}
+static inline void *kzalloc(size_t n)
+{
+	return kslab_zalloc(n);
+}
+static inline void *kcalloc(size_t count, size_t size)
+{
+	return kslab_calloc(count, size);
+}
+static inline void *krealloc(void *p, size_t n)
+{
+	return kslab_realloc(p, n);
+}
+static inline void *kmalloc_array(size_t count, size_t size)
+{
+	return kslab_reallocarray(NULL, count, size);
+}
+static inline void *kmalloc_aligned(size_t n, size_t align)
+{
+	return kslab_aligned_alloc(align, n);
+}
+static inline void kfree(void *p)
+{
+	kslab_free(p);
+}
+static inline void kfree_sized(void *p, size_t n)
+{
+	kslab_free_sized(p, n);
+}
+static inline size_t ksize(const void *p)
+{
+	return kslab_usable_size(p);
+}
 
 #ifdef __cplusplus
 }

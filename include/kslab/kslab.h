@@ -2,16 +2,19 @@
  * kslab/kslab.h - owns the public interface of the heap.
  * Rank: 6.
  *
- * Contexts. "any" below means: thread, interrupt or NMI, at any instruction of any other kslab call, with no
- * lock held by kslab. A call that may use the page source calls the kernel's callbacks with interrupts as the
- * caller had them and no kslab lock held; in an NMI (KSLAB_PORT_IN_NMI) the callbacks are not called.
- * CPU 0 works from kslab_init on; other CPUs after their kslab_cpu_online.
+ * Contexts. "any" below means: thread, interrupt or NMI, at any instruction of any other kslab
+ * call, with no lock held by kslab. A call that may use the page source calls the kernel's
+ * callbacks with interrupts as the caller had them and no kslab lock held; in an NMI
+ * (KSLAB_PORT_IN_NMI) the callbacks are not called. CPU 0 works from kslab_init on; other CPUs
+ * after their kslab_cpu_online.
  *
- * Progress. Objects freed by other CPUs become usable for their owner's allocations at the owner's next slow
- * path in that class, at its kslab_idle, kslab_reclaim or kslab_quiesce. Memory of an idle CPU stays with it
- * until it calls one of these; it is at most the retention plus its partly used pages.
+ * Progress. Objects freed by other CPUs become usable for their owner's allocations at the owner's
+ * next slow path in that class, at its kslab_idle, kslab_reclaim or kslab_quiesce. Memory of an
+ * idle CPU stays with it until it calls one of these; it is at most the retention plus its partly
+ * used pages.
  *
- * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap, ...) on any.
+ * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap,
+ * ...) on any.
  */
 #ifndef KSLAB_KSLAB_H
 #define KSLAB_KSLAB_H
@@ -22,59 +25,68 @@
 extern "C" {
 #endif
 
-/* ---- start and end ------------------------------------------------------------------------------------ */
+/* ---- start and end --------------------------------------------------------------------------- */
 
 #define KSLAB_RETAIN_NONE ((size_t)-1)
 #define KSLAB_QUARANTINE_NONE ((size_t)-1)
 
-#define KSLAB_DEBUG_ZERO_ON_FREE (1u << 0)  /* free objects hold zero instead of KSLAB_DEBUG_FREE_BYTE */
-#define KSLAB_DEBUG_ZERO_ON_ALLOC (1u << 1) /* new objects hold zero instead of KSLAB_DEBUG_NEW_BYTE */
+#define KSLAB_DEBUG_ZERO_ON_FREE                                                                   \
+	(1u << 0) /* free objects hold zero instead of KSLAB_DEBUG_FREE_BYTE */
+#define KSLAB_DEBUG_ZERO_ON_ALLOC                                                                  \
+	(1u << 1) /* new objects hold zero instead of KSLAB_DEBUG_NEW_BYTE */
 
 /* What memory holds at debug level 1 and above. */
-#define KSLAB_DEBUG_FREE_BYTE 0x6bu    /* a free object */
-#define KSLAB_DEBUG_NEW_BYTE 0xa7u     /* an object that was not written to yet */
+#define KSLAB_DEBUG_FREE_BYTE 0x6bu /* a free object */
+#define KSLAB_DEBUG_NEW_BYTE 0xa7u /* an object that was not written to yet */
 #define KSLAB_DEBUG_REDZONE_BYTE 0xbbu /* behind the bytes that were asked for */
 
 /* All zero is a valid configuration but for the page source: give callbacks, or add a region. */
 struct kslab_config {
 	/*
-	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL; it may refuse every
-	 * pages > 1: single pages are enough for all sizes up to one page. A run longer than one page should be
-	 * aligned to its size (power of two); if it is not, it is used where that does no harm.
-	 * free_pages gets exactly the runs that alloc_pages returned. Either may call kslab itself.
+	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL; it may refuse
+	 * every pages > 1: single pages are enough for all sizes up to one page. A run longer than
+	 * one page should be aligned to its size (power of two); if it is not, it is used where
+	 * that does no harm. free_pages gets exactly the runs that alloc_pages returned. Either may
+	 * call kslab itself.
 	 */
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
 	void *source_ctx;
 
-	size_t page_bytes;     /* base page: power of two >= 2^KSLAB_CFG_GRAIN_SHIFT; 0: 4096 */
+	size_t page_bytes; /* base page: power of two >= 2^KSLAB_CFG_GRAIN_SHIFT; 0: 4096 */
 	size_t max_page_bytes; /* longest object page: power of two; 0: 64 KiB */
 	/*
-	 * 8 or 16: alignment of every object of at least that size; 0: 8. With 8, a type of alignment 16 is still
-	 * aligned, because its size is a multiple of 16; only 16-aligned headers of odd-sized data need 16 here.
+	 * 8 or 16: alignment of every object of at least that size; 0: 8. With 8, a type of
+	 * alignment 16 is still aligned, because its size is a multiple of 16; only 16-aligned
+	 * headers of odd-sized data need 16 here.
 	 */
 	size_t min_align;
-	bool packs;            /* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
-	size_t retain_bytes;   /* empty object pages a CPU keeps; 0: 512 KiB; KSLAB_RETAIN_NONE: nothing */
-	size_t max_pages;      /* quota of base pages; 0: none */
+	/* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
+	bool packs;
+	/* empty object pages a CPU keeps; 0: 512 KiB; KSLAB_RETAIN_NONE: nothing */
+	size_t retain_bytes;
+	size_t max_pages; /* quota of base pages; 0: none */
 	size_t emergency_pages; /* base pages set aside for KSLAB_RESERVE requests */
-	uintptr_t window_base; /* in the first address range to manage; 0: found from the first page or region */
+	/* in the first address range to manage; 0: found from the first page or region */
+	uintptr_t window_base;
 
 	/*
-	 * Regions only: called with a free run whose contents are not needed; the run MUST read as zero after.
-	 * With a purge callback, regions MUST read as zero when they are added.
+	 * Regions only: called with a free run whose contents are not needed; the run MUST read as
+	 * zero after. With a purge callback, regions MUST read as zero when they are added.
 	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
-	size_t purge_bytes;    /* free memory a region may hold before purge is called; 0: 8 MiB */
+	size_t purge_bytes; /* free memory a region may hold before purge is called; 0: 8 MiB */
 
 	kslab_report_fn report; /* NULL: the machine stops (see kslab_default_report) */
 	void *report_ctx;
-	unsigned debug_level;   /* raises KSLAB_CFG_DEBUG */
+	unsigned debug_level; /* raises KSLAB_CFG_DEBUG */
 
 	/* Debug levels 1 and 2. */
-	unsigned debug_flags;      /* KSLAB_DEBUG_ZERO_... */
-	size_t quarantine_objects; /* level 2: freed objects that are held back; 0: 256; KSLAB_QUARANTINE_NONE */
-	size_t quarantine_bytes;   /* and at most so many bytes of them, but one object at least; 0: 256 KiB */
+	unsigned debug_flags; /* KSLAB_DEBUG_ZERO_... */
+	/* level 2: freed objects that are held back; 0: 256; KSLAB_QUARANTINE_NONE */
+	size_t quarantine_objects;
+	/* and at most so many bytes of them, but one object at least; 0: 256 KiB */
+	size_t quarantine_bytes;
 };
 
 extern struct kslab_heap kslab_default_heap;
@@ -89,8 +101,9 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 
 /*
  * kslab_init_region - kslab_init with defaults, on one piece of memory
- * @mem, @bytes: any alignment; at least eight base pages. Metadata is taken from it. Runs of pages come from a buddy
- * system: n pages need an aligned free block of the next power of two, whose tail goes back at once.
+ * @mem, @bytes: any alignment; at least eight base pages. Metadata is taken from it. Runs of pages
+ * come from a buddy system: n pages need an aligned free block of the next power of two, whose tail
+ * goes back at once.
  */
 enum kslab_reason kslab_init_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes);
@@ -98,19 +111,20 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
 /*
  * kslab_add_region - hand over more memory
  * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
- * Return: KSLAB_OK, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps, overlaps memory the heap
- * holds, outside the window, no region slot left). Nothing changed then.
+ * Return: KSLAB_OK, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps, overlaps memory the
+ * heap holds, outside the window, no region slot left). Nothing changed then.
  */
 enum kslab_reason kslab_add_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes);
 
 /*
- * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static region)
- * Pages of the earlier source are given to the new free_pages. Regions are used first.
+ * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
+ * region) Pages of the earlier source are given to the new free_pages. Regions are used first.
  */
 enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
 					void (*free_pages)(void *, void *, size_t), void *ctx);
-enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap, void *(*alloc_pages)(void *, size_t),
+enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap,
+					     void *(*alloc_pages)(void *, size_t),
 					     void (*free_pages)(void *, void *, size_t), void *ctx);
 
 /*
@@ -123,32 +137,34 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
 /*
  * kslab_cpu_online - make this CPU able to allocate from its own pages
  * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
- * Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it runs on, online already);
- * NO_PAGES.
+ * Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it runs on, online
+ * already); NO_PAGES.
  */
 enum kslab_reason kslab_cpu_online(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
 
 /*
  * kslab_cpu_offline - hand the pages of a CPU to the others
- * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile. CPU 0 stays.
+ * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
+ * CPU 0 stays.
  */
 enum kslab_reason kslab_cpu_offline(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
 
-/* ---- allocate and free -------------------------------------------------------------------------------- */
+/* ---- allocate and free ----------------------------------------------------------------------- */
 
-#define KSLAB_ZERO (1u << 0)    /* all usable bytes are zero */
-#define KSLAB_NOWAIT (1u << 1)  /* the callbacks are not called; regions are */
+#define KSLAB_ZERO (1u << 0) /* all usable bytes are zero */
+#define KSLAB_NOWAIT (1u << 1) /* the callbacks are not called; regions are */
 #define KSLAB_RESERVE (1u << 2) /* the emergency pages may be used */
 
 /*
  * kslab_malloc - allocate n bytes
  * @n: 0 .. ; 0 gives a distinct object of the smallest size.
- * The object is aligned to config.min_align if n is at least that; to n if n is a power of two up to a base
- * page; to a base page above. It does not cross a page boundary if n is at most a page and a power of two.
- * Context: any. Complexity: O(1), about 20 instructions; when the cached word is used up O(words of a page),
- * or the page source. Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
+ * The object is aligned to config.min_align if n is at least that; to n if n is a power of two up
+ * to a base page; to a base page above. It does not cross a page boundary if n is at most a page
+ * and a power of two. Context: any. Complexity: O(1), about 20 instructions; when the cached word
+ * is used up O(words of a page), or the page source. Return: NULL on failure, reason in
+ * kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
  */
 void *kslab_malloc(size_t n);
 void *kslab_heap_malloc(struct kslab_heap *heap, size_t n);
@@ -163,8 +179,9 @@ void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size);
 
 /*
  * kslab_realloc - change the size of an object
- * In place while the class stays, or where the page run can be cut or grown. NULL p: allocates; n = 0: frees and returns NULL.
- * On failure p stays valid and unchanged. Keeps natural alignment of power-of-two sizes, not aligned_alloc's.
+ * In place while the class stays, or where the page run can be cut or grown. NULL p: allocates; n =
+ * 0: frees and returns NULL. On failure p stays valid and unchanged. Keeps natural alignment of
+ * power-of-two sizes, not aligned_alloc's.
  */
 void *kslab_realloc(void *p, size_t n);
 void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n);
@@ -173,7 +190,10 @@ void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n);
 void *kslab_reallocarray(void *p, size_t count, size_t size);
 void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size);
 
-/* align: any power of two, beyond a page too. Fails with BAD_ALIGNMENT if it is 0 or not a power of two. */
+/*
+ * align: any power of two, beyond a page too. Fails with BAD_ALIGNMENT if it is 0 or not a power of
+ * two.
+ */
 void *kslab_aligned_alloc(size_t align, size_t n);
 void *kslab_heap_aligned_alloc(struct kslab_heap *heap, size_t align, size_t n);
 
@@ -183,14 +203,18 @@ void *kslab_heap_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned
 
 /*
  * kslab_free - free an object
- * @p: NULL does nothing. Anything that is not a live object is refused and reported; the heap is unchanged.
- * Context: any CPU, any context; never calls the page source's alloc; takes no lock unless a page goes back.
- * Complexity: O(1), about 35 instructions; on another CPU's object one atomic operation.
+ * @p: NULL does nothing. Anything that is not a live object is refused and reported; the heap is
+ * unchanged. Context: any CPU, any context; never calls the page source's alloc; takes no lock
+ * unless a page goes back. Complexity: O(1), about 35 instructions; on another CPU's object one
+ * atomic operation.
  */
 void kslab_free(void *p);
 void kslab_heap_free(struct kslab_heap *heap, void *p);
 
-/* As kslab_free, and n (and align) MUST lead to the object's class, else fault WRONG_SIZE and nothing freed. */
+/*
+ * As kslab_free, and n (and align) MUST lead to the object's class, else fault WRONG_SIZE and
+ * nothing freed.
+ */
 void kslab_free_sized(void *p, size_t n);
 void kslab_heap_free_sized(struct kslab_heap *heap, void *p, size_t n);
 void kslab_free_aligned_sized(void *p, size_t align, size_t n);
@@ -216,7 +240,7 @@ void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptr
 enum kslab_reason kslab_last_error(void);
 enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap);
 
-/* ---- memory pressure ---------------------------------------------------------------------------------- */
+/* ---- memory pressure ------------------------------------------------------------------------- */
 
 /*
  * kslab_reserve - make sure that `count` allocations of n bytes on this CPU need no page source
@@ -227,19 +251,23 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 
 /*
  * kslab_reclaim - give back up to `pages` base pages that hold no live object
- * Takes from this CPU now; asks the other CPUs, which serve it at their next slow path or kslab_idle.
- * Return: base pages given back by this call. Complexity: O(pages of this CPU).
+ * Takes from this CPU now; asks the other CPUs, which serve it at their next slow path or
+ * kslab_idle. Return: base pages given back by this call. Complexity: O(pages of this CPU).
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
 
-/* For an idle loop: takes in what others freed, serves reclaim requests. O(zones); O(pages) if a free is pending. */
+/*
+ * For an idle loop: takes in what others freed, serves reclaim requests. O(zones); O(pages) if a
+ * free is pending.
+ */
 void kslab_idle(void);
 void kslab_heap_idle(struct kslab_heap *heap);
 
 /*
  * kslab_quiesce - take in every remote free on pages of this CPU
- * Return: true if nothing is pending on any CPU (others that are busy or hold mail: false; let them idle).
+ * Return: true if nothing is pending on any CPU (others that are busy or hold mail: false; let them
+ * idle).
  */
 bool kslab_quiesce(void);
 bool kslab_heap_quiesce(struct kslab_heap *heap);
@@ -248,34 +276,36 @@ bool kslab_heap_quiesce(struct kslab_heap *heap);
 void kslab_set_retention(size_t bytes);
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes);
 
-/* ---- object caches ------------------------------------------------------------------------------------ */
+/* ---- object caches --------------------------------------------------------------------------- */
 
 /*
- * A cache of constructed objects of one type. The constructor runs once for each slot when its page is made;
- * an object is to be freed in its constructed state, and is handed out again as it was.
+ * A cache of constructed objects of one type. The constructor runs once for each slot when its page
+ * is made; an object is to be freed in its constructed state, and is handed out again as it was.
  */
 struct kslab_cache {
 	struct kslab_heap *heap;
 	const char *name;
-	size_t size, align;          /* as asked */
+	size_t size, align; /* as asked */
 	uint32_t slot_bytes;
 	uint16_t min_run, max_run;
 	void (*constructor)(void *object, void *ctx);
 	void *ctx;
 	struct kslab_cache *next;
-	size_t pages, pages_peak;    /* [a] base pages in its object pages */
+	size_t pages, pages_peak; /* [a] base pages in its object pages */
 	struct kslab_cache_zone *zones[KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS]; /* [a] made on demand */
 };
 
 /*
- * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0: min_align.
+ * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0:
+ * min_align.
  * @constructor may be NULL. @name MUST live as long as the cache.
  */
-enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size, size_t align,
-				   void (*constructor)(void *object, void *ctx), void *ctx);
-enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_cache *cache, const char *name,
-					size_t size, size_t align, void (*constructor)(void *, void *),
-					void *ctx);
+enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,
+				   size_t align, void (*constructor)(void *object, void *ctx),
+				   void *ctx);
+enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_cache *cache,
+					const char *name, size_t size, size_t align,
+					void (*constructor)(void *, void *), void *ctx);
 
 /*
  * kslab_cache_destroy - give all pages back
@@ -287,41 +317,45 @@ enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache);
 size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
 
 void *kslab_cache_alloc(struct kslab_cache *cache); /* as kslab_malloc */
-void kslab_cache_free(struct kslab_cache *cache, void *object); /* as kslab_free; fault WRONG_CACHE */
+void kslab_cache_free(struct kslab_cache *cache,
+		      void *object); /* as kslab_free; fault WRONG_CACHE */
 bool kslab_cache_reserve(struct kslab_cache *cache, size_t count); /* as kslab_reserve */
 
-/* ---- observers ---------------------------------------------------------------------------------------- */
+/* ---- observers ------------------------------------------------------------------------------- */
 
 struct kslab_stats {
 	size_t page_bytes;
-	size_t pages_in_use;    /* base pages taken from the page source, metadata included */
+	size_t pages_in_use; /* base pages taken from the page source, metadata included */
 	size_t pages_peak;
-	size_t metadata_pages;  /* thereof descriptors, map, zones */
-	size_t large_pages;     /* thereof in large blocks */
-	size_t empty_pages;     /* thereof in empty object pages */
-	size_t object_bytes;    /* live objects of the size classes and caches, slot sizes */
+	size_t metadata_pages; /* thereof descriptors, map, zones */
+	size_t large_pages; /* thereof in large blocks */
+	size_t empty_pages; /* thereof in empty object pages */
+	size_t object_bytes; /* live objects of the size classes and caches, slot sizes */
 	size_t live_objects;
 	size_t large_blocks;
 	uint64_t lock_acquisitions;
 	struct kslab_zone_counters counters; /* sum over all zones */
-	size_t remote_frees;    /* frees into pages of other zones; wraps */
-	size_t harvested;       /* of these, taken in by their owners; wraps */
+	size_t remote_frees; /* frees into pages of other zones; wraps */
+	size_t harvested; /* of these, taken in by their owners; wraps */
 	size_t failed[KSLAB_REASON_COUNT]; /* calls that failed, by reason */
 	unsigned cpus_online;
 };
 
 struct kslab_class_stats {
-	size_t size;         /* slot size */
-	size_t live;         /* objects */
+	size_t size; /* slot size */
+	size_t live; /* objects */
 	size_t slots;
 	size_t object_pages;
 	size_t base_pages;
-	size_t peak_pages;   /* base_pages, at most so far */
-	size_t empty_pages;  /* base pages in empty object pages */
-	size_t waste_bytes;  /* bytes of these pages in no slot, and their descriptors */
+	size_t peak_pages; /* base_pages, at most so far */
+	size_t empty_pages; /* base pages in empty object pages */
+	size_t waste_bytes; /* bytes of these pages in no slot, and their descriptors */
 };
 
-/* Context: any; exact on a quiet heap, while others run the figures are only near. Complexity: O(pages). */
+/*
+ * Context: any; exact on a quiet heap, while others run the figures are only near. Complexity:
+ * O(pages).
+ */
 void kslab_stats(struct kslab_stats *out);
 void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out);
 /* Return: false when index is past the last class. */
@@ -333,13 +367,13 @@ void kslab_print(void (*putc)(void *ctx, char c), void *ctx);
 void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), void *ctx);
 
 struct kslab_check_result {
-	size_t errors;          /* contradictions found */
-	const char *what;       /* the first one */
-	const void *page;       /* where: first byte of the page, or NULL */
+	size_t errors; /* contradictions found */
+	const char *what; /* the first one */
+	const void *page; /* where: first byte of the page, or NULL */
 	const struct kslab_page *descriptor;
 	size_t object_pages, live_objects, free_objects, large_blocks; /* what was looked at */
-	const void *object;     /* debug level 1: the damaged object, or NULL */
-	size_t offset;          /* of its first bad byte */
+	const void *object; /* debug level 1: the damaged object, or NULL */
+	size_t offset; /* of its first bad byte */
 };
 
 /*
@@ -350,9 +384,13 @@ struct kslab_check_result {
 bool kslab_check(struct kslab_check_result *out);
 bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out);
 
-/* Every live object; stops when fn returns false. fn MUST not allocate or free. Return: objects seen. */
+/*
+ * Every live object; stops when fn returns false. fn MUST not allocate or free. Return: objects
+ * seen.
+ */
 size_t kslab_walk(bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx);
-size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx);
+size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes),
+		       void *ctx);
 
 /*
  * kslab_default_report - what NULL in config.report means: stops the machine (__builtin_trap)

@@ -2,8 +2,8 @@
  * kslab/object_page.h - owns the layout of an object page's descriptor and of an owner's mailbox.
  * Rank: 2.  Layout is public so that callers can own the memory; the fields are not an interface.
  *
- * Field letters: [I] fixed while the page has its class, [o] written by the owner only, [a] atomic, by anyone,
- * [l] under the heap lock.
+ * Field letters: [I] fixed while the page has its class, [o] written by the owner only, [a] atomic,
+ * by anyone, [l] under the heap lock.
  */
 #ifndef KSLAB_OBJECT_PAGE_H
 #define KSLAB_OBJECT_PAGE_H
@@ -19,58 +19,66 @@ typedef uintptr_t kslab_word;
 
 struct kslab_sc;
 
-/* The three bits of each slot, 1 = free. A live slot has none of them, a free slot exactly one (I1). */
+/*
+ * The three bits of each slot, 1 = free. A live slot has none of them, a free slot exactly one
+ * (I1).
+ */
 struct kslab_bits {
-	kslab_word avail;  /* [o] may be issued now; nonzero only in the current word of a current page (I2) */
-	kslab_word freed;  /* [o] freed by the owner, or harvested; bits past the last slot are always set (I3) */
+	/* [o] may be issued now; nonzero only in the current word of a current page (I2) */
+	kslab_word avail;
+	/* [o] freed by the owner, or harvested; bits past the last slot are always set (I3) */
+	kslab_word freed;
 	kslab_word remote; /* [a] freed by others, not harvested yet */
 };
 
 /* Where a page is kept; changed by the owner only. */
 enum kslab_page_state {
-	KSLAB_PAGE_IDLE,    /* descriptor without a page */
+	KSLAB_PAGE_IDLE, /* descriptor without a page */
 	KSLAB_PAGE_CURRENT, /* sc->page: allocations come from it; in no list */
 	KSLAB_PAGE_PARTIAL,
 	KSLAB_PAGE_FULL,
 	KSLAB_PAGE_EMPTY,
-	KSLAB_PAGE_LARGE,   /* a large block: no slots */
-	KSLAB_PAGE_FENCED,  /* found corrupt: never used again, in no list */
+	KSLAB_PAGE_LARGE, /* a large block: no slots */
+	KSLAB_PAGE_FENCED, /* found corrupt: never used again, in no list */
 };
 
 /* A page's mail (I6): who has to tell the owner that remote bits are waiting. */
 enum kslab_mail {
-	KSLAB_MAIL_IDLE,   /* nobody: the owner will look by itself */
-	KSLAB_MAIL_ARMED,  /* the next remote free queues the page */
+	KSLAB_MAIL_IDLE, /* nobody: the owner will look by itself */
+	KSLAB_MAIL_ARMED, /* the next remote free queues the page */
 	KSLAB_MAIL_QUEUED, /* in (or on its way into) the owner's mailbox; can't change hands */
 };
 
-/* Low bits of kslab_page.owner; an owner is aligned to 64 bytes. Any tag diverts a free to the slow path. */
-#define KSLAB_TAG_FULL ((uintptr_t)1)  /* page is on the full list */
+/*
+ * Low bits of kslab_page.owner; an owner is aligned to 64 bytes. Any tag diverts a free to the slow
+ * path.
+ */
+#define KSLAB_TAG_FULL ((uintptr_t)1) /* page is on the full list */
 #define KSLAB_TAG_CACHE ((uintptr_t)2) /* objects of an object cache: kslab_free must refuse them */
 #define KSLAB_TAG_DEBUG ((uintptr_t)4) /* debug level above 0: frees are checked out of line */
 #define KSLAB_TAG_LARGE ((uintptr_t)8) /* a large block; the rest of the owner is the heap */
-#define KSLAB_TAG_EAGER ((uintptr_t)16) /* retention 0: every free looks whether the page is empty */
+#define KSLAB_TAG_EAGER ((uintptr_t)16) /* retention 0: each free looks whether it is empty */
 #define KSLAB_TAG_MASK ((uintptr_t)63)
 
 /*
- * The descriptor of an object page or large block. Type-stable: memory that is a descriptor stays one until
- * the heap ends, because a remote free may still read it after the page has gone (I7).
+ * The descriptor of an object page or large block. Type-stable: memory that is a descriptor stays
+ * one until the heap ends, because a remote free may still read it after the page has gone (I7).
  *
  *     64-bit   0      8       16    20     24  26 27 28    32   40     48     56     64
  *              data   owner   inv   slots  pg  r  s  mail  sc   next   prev   mnext  bits[n]
  */
 struct kslab_page {
-	uintptr_t data;      /* [I] address of slot 0 */
-	uintptr_t owner;     /* [a] struct kslab_owner, with tags; written by the owner */
-	uint32_t inverse;    /* [I] of the odd part of the slot size, modulo 2^32 */
-	uint32_t slots;      /* [I] */
-	uint16_t pages;      /* [I] length of the run in base pages (large block: see large_pages()) */
-	uint8_t rotate;      /* [I] log2 of the even part of the slot size */
-	uint8_t state;       /* [a] enum kslab_page_state; written by the owner */
-	uint32_t mail;       /* [a] enum kslab_mail */
+	uintptr_t data; /* [I] address of slot 0 */
+	uintptr_t owner; /* [a] struct kslab_owner, with tags; written by the owner */
+	uint32_t inverse; /* [I] of the odd part of the slot size, modulo 2^32 */
+	uint32_t slots; /* [I] */
+	uint16_t pages; /* [I] length of the run in base pages (large block: see large_pages()) */
+	uint8_t rotate; /* [I] log2 of the even part of the slot size */
+	uint8_t state; /* [a] enum kslab_page_state; written by the owner */
+	uint32_t mail; /* [a] enum kslab_mail */
 	struct kslab_sc *sc; /* [o] the class the slots belong to; NULL: large block */
-	struct kslab_page *next, *prev;  /* [o] in the list that state names; NULL when in none */
-	struct kslab_page *mail_next;    /* [a] valid while QUEUED */
+	struct kslab_page *next, *prev; /* [o] in the list that state names; NULL when in none */
+	struct kslab_page *mail_next; /* [a] valid while QUEUED */
 	struct kslab_bits bits[];
 };
 
@@ -86,19 +94,21 @@ struct kslab_page_list {
 };
 
 /*
- * Whoever owns pages: a zone of the heap, or a bare SCAllocator. The key is what the fast path compares
- * with a page's owner: the owner's own address while idle, 0 while somebody is inside (I5).
+ * Whoever owns pages: a zone of the heap, or a bare SCAllocator. The key is what the fast path
+ * compares with a page's owner: the owner's own address while idle, 0 while somebody is inside
+ * (I5).
  */
 struct kslab_owner {
-	uintptr_t key;      /* [o] */
-	uintptr_t late;     /* [o] newest object that was freed twice, as found at a harvest; 0: none */
-	size_t late_count;  /* [o] how many such */
-	size_t empty_run;   /* [o] base pages on empty lists */
-	size_t harvested;   /* [o] remote bits taken in; wraps; read by kslab_quiesce */
+	uintptr_t key; /* [o] */
+	uintptr_t late; /* [o] newest object that was freed twice, as found at a harvest; 0: none */
+	size_t late_count; /* [o] how many such */
+	size_t empty_run; /* [o] base pages on empty lists */
+	size_t harvested; /* [o] remote bits taken in; wraps; read by kslab_quiesce */
 	size_t reserve_run; /* [o] base pages kept on top of the retention (kslab_reserve) */
 	size_t remote_frees; /* [o] frees into pages of others; read by kslab_quiesce */
 	struct kslab_page *corrupt; /* [o] a page that was fenced off and is not reported yet */
-	struct kslab_page *mailbox;  /* [a] stack of QUEUED pages; its own cache line, others write here */
+	struct kslab_page
+		*mailbox; /* [a] stack of QUEUED pages; its own cache line, others write here */
 	uintptr_t reserved2[64 / sizeof(uintptr_t) - 1];
 } __attribute__((aligned(64)));
 
@@ -107,15 +117,15 @@ struct kslab_owner {
  * All fields [o].
  */
 struct kslab_sc {
-	kslab_word *word;          /* avail word of the current page, or &kslab_zero_word */
-	uintptr_t base;            /* address of the slot of that word's bit 0 */
-	uint32_t size;             /* slot size in bytes */
-	uint16_t cls;              /* size class, or KSLAB_CLASS_CACHE */
-	uint16_t hint;             /* index of the current word */
-	struct kslab_page *page;   /* current page or NULL */
+	kslab_word *word; /* avail word of the current page, or &kslab_zero_word */
+	uintptr_t base; /* address of the slot of that word's bit 0 */
+	uint32_t size; /* slot size in bytes */
+	uint16_t cls; /* size class, or KSLAB_CLASS_CACHE */
+	uint16_t hint; /* index of the current word */
+	struct kslab_page *page; /* current page or NULL */
 	struct kslab_page_list partial, full, empty;
-	uint32_t pages;            /* object pages of this class, all states */
-	uint32_t empty_pages;      /* thereof on the empty list */
+	uint32_t pages; /* object pages of this class, all states */
+	uint32_t empty_pages; /* thereof on the empty list */
 };
 
 #define KSLAB_CLASS_CACHE 0xffffu
@@ -123,10 +133,10 @@ struct kslab_sc {
 /* Always zero: what sc->word points at when there is no current page. */
 extern const kslab_word kslab_zero_word;
 
-#define KSLAB_SC_CORE_INIT(size_, cls_)                                                                \
-	{                                                                                              \
-		(kslab_word *)&kslab_zero_word, 0, (size_), (cls_), 0, NULL, { NULL }, { NULL },       \
-			{ NULL }, 0, 0                                                                 \
+#define KSLAB_SC_CORE_INIT(size_, cls_)                                                            \
+	{                                                                                          \
+		(kslab_word *)&kslab_zero_word, 0, (size_), (cls_), 0, NULL, { NULL }, { NULL },   \
+			{ NULL }, 0, 0                                                             \
 	}
 
 #endif

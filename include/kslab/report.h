@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * kslab/report.h - owns the vocabulary of failure: faults (the caller is wrong) and reasons (it cannot be done).
- * Rank: 1.
+ * kslab/report.h - owns the vocabulary of failure: faults (the caller is wrong) and reasons (it
+ * cannot be done). Rank: 1.
  */
 #ifndef KSLAB_REPORT_H
 #define KSLAB_REPORT_H
@@ -11,39 +11,43 @@
 extern "C" {
 #endif
 
-/* What a caller, a page source or a wild write did wrong. The call is refused, the heap is unchanged. */
+/*
+ * What a caller, a page source or a wild write did wrong. The call is refused, the heap is
+ * unchanged.
+ */
 enum kslab_fault {
 	KSLAB_FAULT_NONE,
-	KSLAB_FAULT_DOUBLE_FREE,      /* the object is free already, or was never issued */
+	KSLAB_FAULT_DOUBLE_FREE, /* the object is free already, or was never issued */
 	KSLAB_FAULT_INTERIOR_POINTER, /* inside an object, not at its start */
-	KSLAB_FAULT_BAD_POINTER,      /* inside the heap, but no object: a tail, metadata */
-	KSLAB_FAULT_FOREIGN_POINTER,  /* not memory of this heap */
-	KSLAB_FAULT_WRONG_CACHE,      /* an object of another cache, or of a cache where none was meant */
-	KSLAB_FAULT_WRONG_SIZE,       /* sized free: size and alignment lead to another class */
-	KSLAB_FAULT_BAD_PAGE,         /* the page source gave a page that cannot be used */
-	KSLAB_FAULT_BAD_REGION,       /* a region is too small, overlaps, wraps, or leaves the window */
-	KSLAB_FAULT_REDZONE,          /* bytes behind the requested size were changed */
-	KSLAB_FAULT_USE_AFTER_FREE,   /* bytes of a free object were changed */
+	KSLAB_FAULT_BAD_POINTER, /* inside the heap, but no object: a tail, metadata */
+	KSLAB_FAULT_FOREIGN_POINTER, /* not memory of this heap */
+	/* an object of another cache, or of a cache where none was meant */
+	KSLAB_FAULT_WRONG_CACHE,
+	KSLAB_FAULT_WRONG_SIZE, /* sized free: size and alignment lead to another class */
+	KSLAB_FAULT_BAD_PAGE, /* the page source gave a page that cannot be used */
+	KSLAB_FAULT_BAD_REGION, /* a region is too small, overlaps, wraps, or leaves the window */
+	KSLAB_FAULT_REDZONE, /* bytes behind the requested size were changed */
+	KSLAB_FAULT_USE_AFTER_FREE, /* bytes of a free object were changed */
 	KSLAB_FAULT_CORRUPT_METADATA, /* a descriptor, list or count contradicts itself */
-	KSLAB_FAULT_LIVE_OBJECTS,     /* a cache or heap is destroyed while objects are live */
-	KSLAB_FAULT_BAD_CPU,          /* CPU number out of range or not in the expected state */
+	KSLAB_FAULT_LIVE_OBJECTS, /* a cache or heap is destroyed while objects are live */
+	KSLAB_FAULT_BAD_CPU, /* CPU number out of range or not in the expected state */
 	KSLAB_FAULT_COUNT
 };
 
 /* Why an allocation returned NULL or a call was refused: kslab_last_error(). */
 enum kslab_reason {
 	KSLAB_OK,
-	KSLAB_NO_PAGES,        /* the page source is out of memory, and nothing could be taken back */
-	KSLAB_TOO_LARGE,       /* more than the address window, or not addressable */
-	KSLAB_BAD_ALIGNMENT,   /* zero or not a power of two */
-	KSLAB_OVERFLOW,        /* count * size wraps */
-	KSLAB_QUOTA,           /* the heap's page limit is reached */
-	KSLAB_REENTRY,         /* every nesting level of this CPU is busy */
-	KSLAB_BUSY,            /* NMI: the page-source lock is held */
+	KSLAB_NO_PAGES, /* the page source is out of memory, and nothing could be taken back */
+	KSLAB_TOO_LARGE, /* more than the address window, or not addressable */
+	KSLAB_BAD_ALIGNMENT, /* zero or not a power of two */
+	KSLAB_OVERFLOW, /* count * size wraps */
+	KSLAB_QUOTA, /* the heap's page limit is reached */
+	KSLAB_REENTRY, /* every nesting level of this CPU is busy */
+	KSLAB_BUSY, /* NMI: the page-source lock is held */
 	KSLAB_NOT_INITIALISED, /* no kslab_init yet, or this CPU is not online */
-	KSLAB_BAD_ARGUMENT,    /* refused before anything was looked at */
-	KSLAB_BAD_FREE,        /* the pointer was refused; the fault was reported */
-	KSLAB_INJECTED,        /* failed on request (fault injection) */
+	KSLAB_BAD_ARGUMENT, /* refused before anything was looked at */
+	KSLAB_BAD_FREE, /* the pointer was refused; the fault was reported */
+	KSLAB_INJECTED, /* failed on request (fault injection) */
 	KSLAB_REASON_COUNT
 };
 
@@ -53,17 +57,18 @@ enum kslab_reason {
  */
 struct kslab_report {
 	enum kslab_fault fault;
-	const void *pointer;   /* as given */
-	const void *object;    /* start of the slot that holds it */
-	size_t object_bytes;   /* size of that slot, or of the large block */
-	const void *page;      /* first byte of the object page or large block */
+	const void *pointer; /* as given */
+	const void *object; /* start of the slot that holds it */
+	size_t object_bytes; /* size of that slot, or of the large block */
+	const void *page; /* first byte of the object page or large block */
 	size_t page_bytes;
-	size_t count;          /* LIVE_OBJECTS: how many; WRONG_SIZE: the size given; else offset of the bad byte */
-	unsigned cpu;          /* CPU that found it */
-	const void *caller;    /* return address of the call that was refused */
+	/* LIVE_OBJECTS: how many; WRONG_SIZE: the size given; else offset of the bad byte */
+	size_t count;
+	unsigned cpu; /* CPU that found it */
+	const void *caller; /* return address of the call that was refused */
 	const void *alloc_caller; /* debug level 2: who allocated it */
-	const void *free_caller;  /* debug level 2: who freed it last */
-	const char *what;      /* one line in English, static */
+	const void *free_caller; /* debug level 2: who freed it last */
+	const char *what; /* one line in English, static */
 };
 
 /*

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * kslab/zone_allocator.h - owns the seed's ZoneAllocator: every size, on pages that the caller hands in.
- * Rank: 4.  Context and locking as for kslab_sc_allocator.
+ * kslab/zone_allocator.h - owns the seed's ZoneAllocator: every size, on pages that the caller
+ * hands in. Rank: 4.  Context and locking as for kslab_sc_allocator.
  *
- * Two page sizes, as in the seed: classes whose page would waste more than 1/8 of a base page use large pages.
+ * Two page sizes, as in the seed: classes whose page would waste more than 1/8 of a base page use
+ * large pages.
  */
 #ifndef KSLAB_ZONE_ALLOCATOR_H
 #define KSLAB_ZONE_ALLOCATOR_H
@@ -17,11 +18,11 @@ extern "C" {
 
 struct kslab_zone_allocator {
 	struct kslab_sc_allocator sc[KSLAB_ZONE_CLASSES_MAX];
-	size_t base_page_bytes;  /* [I] */
+	size_t base_page_bytes; /* [I] */
 	size_t large_page_bytes; /* [I] 0: none */
-	unsigned classes;        /* [I] */
-	unsigned base_classes;   /* [I] thereof on base pages: indices below this one */
-	unsigned next_reclaim;   /* class that the next reclaim asks first */
+	unsigned classes; /* [I] */
+	unsigned base_classes; /* [I] thereof on base pages: indices below this one */
+	unsigned next_reclaim; /* class that the next reclaim asks first */
 };
 
 /*
@@ -29,8 +30,8 @@ struct kslab_zone_allocator {
  * @base_page_bytes: power of two, 512 or more
  * @large_page_bytes: power of two above base_page_bytes, or 0 for none
  */
-enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone, size_t base_page_bytes,
-					    size_t large_page_bytes);
+enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone,
+					    size_t base_page_bytes, size_t large_page_bytes);
 
 /* The largest request the zone serves, bytes. */
 size_t kslab_zone_max_size(const struct kslab_zone_allocator *zone);
@@ -45,12 +46,12 @@ size_t kslab_zone_get_max_size(const struct kslab_zone_allocator *zone, struct k
 size_t kslab_zone_page_bytes(const struct kslab_zone_allocator *zone, struct kslab_layout layout);
 
 /* As the kslab_sc_ functions of the same verb, on the class that serves the layout. */
-enum kslab_allocation_error kslab_zone_allocate(struct kslab_zone_allocator *zone, struct kslab_layout layout,
-						void **object);
+enum kslab_allocation_error kslab_zone_allocate(struct kslab_zone_allocator *zone,
+						struct kslab_layout layout, void **object);
 enum kslab_allocation_error kslab_zone_deallocate(struct kslab_zone_allocator *zone, void *ptr,
 						  struct kslab_layout layout);
-enum kslab_allocation_error kslab_zone_refill(struct kslab_zone_allocator *zone, struct kslab_layout layout,
-					      void *page);
+enum kslab_allocation_error kslab_zone_refill(struct kslab_zone_allocator *zone,
+					      struct kslab_layout layout, void *page);
 
 /*
  * kslab_zone_try_reclaim_pages - take up to to_reclaim empty pages out, of all classes
@@ -58,7 +59,8 @@ enum kslab_allocation_error kslab_zone_refill(struct kslab_zone_allocator *zone,
  * Return: pages given back; the class that was asked first rotates with each call.
  */
 size_t kslab_zone_try_reclaim_pages(struct kslab_zone_allocator *zone, size_t to_reclaim,
-				    void (*dealloc)(void *ctx, void *page, size_t page_bytes), void *ctx);
+				    void (*dealloc)(void *ctx, void *page, size_t page_bytes),
+				    void *ctx);
 
 struct kslab_usage kslab_zone_usage(struct kslab_zone_allocator *zone);
 

@@ -4,9 +4,9 @@
  *
  *     check [objects]       1,000,000 if not said; levels.sh builds it
  *
- * Sizes as in a kernel: 16 to 2048 bytes, small ones most often; every tenth object was freed again.
- * The yardstick is a plain read of the metadata (descriptors, leaves of the map, zones), once, word
- * by word. Best of several, as others use the machine, too.
+ * Sizes as in a kernel: 16 to 2048 bytes, small ones most often; every tenth object was freed
+ * again. The yardstick is a plain read of the metadata (descriptors, leaves of the map, zones),
+ * once, word by word. Best of several, as others use the machine, too.
  */
 #define _GNU_SOURCE
 #include "host/host.h"

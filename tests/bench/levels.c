@@ -189,7 +189,9 @@ static void play_call(struct kslab_heap *h, const struct call *call, struct obje
 		o->p[i] = 1;
 }
 
-/* What is live at the end is freed, so that it can be played again. Exported: callgrind's toggle. */
+/*
+ * What is live at the end is freed, so that it can be played again. Exported: callgrind's toggle.
+ */
 __attribute__((noinline)) void play(struct kslab_heap *h, const struct trace *t, bool writes)
 {
 	for (size_t i = 0; i < t->count; i++)

@@ -36,7 +36,10 @@
 #define WINDOW_BYTES ((size_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
 #define SPINS_BEFORE_YIELD 32u
 
-/* A page fault costs a microsecond and more: what a thread and the heap keep, malloc_trim gives back. */
+/*
+ * A page fault costs a microsecond and more: what a thread and the heap keep, malloc_trim gives
+ * back.
+ */
 #define RETAIN_BYTES ((size_t)4 << 20)
 #define PURGE_BYTES ((size_t)64 << 20)
 

@@ -15,13 +15,13 @@
 #include <unistd.h>
 
 /*
- * Sizes that kernels allocate: structures (multiples of 8) and buffers (powers of two), many small and few large.
- * Shares in 1/1000; 8 to 2048 bytes, mean about 110.
+ * Sizes that kernels allocate: structures (multiples of 8) and buffers (powers of two), many small
+ * and few large. Shares in 1/1000; 8 to 2048 bytes, mean about 110.
  */
 static const struct {
 	unsigned share, bytes;
 } mix[] = {
-	{ 53, 8 },   { 95, 16 },  { 60, 24 },  { 146, 32 }, { 90, 48 },  { 170, 64 },
+	{ 53, 8 },   { 95, 16 },  { 60, 24 },  { 146, 32 }, { 90, 48 },	 { 170, 64 },
 	{ 90, 96 },  { 40, 104 }, { 80, 128 }, { 80, 192 }, { 20, 200 }, { 40, 256 },
 	{ 15, 512 }, { 3, 576 },  { 3, 680 },  { 9, 1024 }, { 6, 2048 },
 };
