@@ -1046,6 +1046,9 @@ static void *storm_thread(void *arg)
 	return NULL;
 }
 
+/* More is never needed: a task that stands still all the same waits for its processor. */
+#define SLOWEST 8
+
 /*
  * The storm, for so many seconds. A machine whose signals take longer than their periods would run
  * handlers only: where the task of a thread stands still its signals are slowed down, and that is
@@ -1068,7 +1071,7 @@ static void let_it_storm(double seconds)
 		for (unsigned cpu = 0; cpu < 2; cpu++) {
 			size_t now = __atomic_load_n(&storm_steps[cpu], __ATOMIC_RELAXED);
 
-			if (now - before[cpu] < enough)
+			if (now - before[cpu] < enough && slower[cpu] < SLOWEST)
 				pace_storm(cpu, slower[cpu] *= 1.25);
 			before[cpu] = now;
 		}
