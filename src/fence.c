@@ -321,8 +321,8 @@ static void mend(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_
 
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++)
 		if (sc->page != NULL && check_page(heap, zone, sc->page) != NULL)
-			drop_current(
-				sc); /* it may not know this class any more when it is met below */
+			/* it may not know this class any more when it is met below */
+			drop_current(sc);
 	each_mapped(heap, judge_page, &rebuild);
 	if (zone->owner.corrupt == known && suspect != NULL && suspect->state != KSLAB_PAGE_FENCED)
 		fence(zone, suspect, suspect->data,

@@ -566,8 +566,8 @@ struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap,
 		for (size_t i = 0; i < slots; i++)
 			cache->constructor((void *)(run.address + i * bytes), cache->ctx);
 	if (pages_so_far % (4 * PAGES_PER_LENGTH) == 0 && run.pages == 1)
-		KSLAB_STORE_RELAXED(&heap->run_limit,
-				    UINT16_MAX); /* perhaps there are runs again */
+		/* perhaps there are runs again */
+		KSLAB_STORE_RELAXED(&heap->run_limit, UINT16_MAX);
 	return page;
 }
 

@@ -211,8 +211,8 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, con
 		return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
 	}
 	KSLAB_STORE_RELAXED(avail, word & (word - 1));
-	object = sc->base +
-		 (uint32_t)(kslab_ctz(word) * sc->size); /* a word's slots span less than 4 GiB */
+	/* a word's slots span less than 4 GiB */
+	object = sc->base + (uint32_t)(kslab_ctz(word) * sc->size);
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();

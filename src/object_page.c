@@ -138,10 +138,10 @@ static void mail_page(struct kslab_page *page)
 	struct kslab_owner *owner = kslab_page_owner(page);
 	struct kslab_page *head = KSLAB_LOAD_RELAXED(&owner->mailbox);
 
+	/* Pairs with the drain's exchange. */
 	do {
 		KSLAB_STORE_RELAXED(&page->mail_next, head);
-	} while (!KSLAB_CAS_RELEASE(&owner->mailbox, &head,
-				    page)); /* pairs with the drain's exchange */
+	} while (!KSLAB_CAS_RELEASE(&owner->mailbox, &head, page));
 }
 
 enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index)

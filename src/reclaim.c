@@ -202,8 +202,8 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls)
 {
-	struct kslab_zone *limbo =
-		KSLAB_LOAD_ACQUIRE(&heap->limbo); /* pairs with the CAS of cpu_offline */
+	/* pairs with the CAS of cpu_offline */
+	struct kslab_zone *limbo = KSLAB_LOAD_ACQUIRE(&heap->limbo);
 	struct kslab_lock_state state;
 	struct kslab_sc *sc;
 	struct kslab_page *page;
@@ -252,8 +252,8 @@ bool kslab_heap_relieve(struct kslab_heap *heap)
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
-	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch,
-				1u); /* ask the others; theirs comes too late for this call */
+	/* ask the others; theirs comes too late for this call */
+	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
 	return released != 0;
 }
 

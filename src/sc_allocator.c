@@ -255,8 +255,8 @@ bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page)
 
 	if (!kslab_page_disarm(page))
 		return false;
-	kslab_page_harvest(owner,
-			   page); /* nothing but double frees can be there: note and drop them */
+	/* nothing but double frees can be there: note and drop them */
+	kslab_page_harvest(owner, page);
 	unlink_page(owner, page);
 	sc->pages--;
 	return true;

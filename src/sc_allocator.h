@@ -63,8 +63,8 @@ KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc
 		struct kslab_bits *bits = &page->bits[i];
 		uint32_t end = (i + 1) * KSLAB_WORD_BITS,
 			 behind = end > page->slots ? end - page->slots : 0;
-		kslab_word slots = ~(kslab_word)0 >> behind,
-			   word; /* no branch: it would be mispredicted */
+		/* no branch: it would be mispredicted */
+		kslab_word slots = ~(kslab_word)0 >> behind, word;
 
 		/*
 		 * A word is harvested before it is issued from, so that a late double free can't

@@ -350,8 +350,8 @@ static void a_write_after_free_is_found_at_the_next_issue_at_every_offset(void *
 				check_finds(p, i < room ? i : room);
 			again(p, n);
 			reported(KSLAB_FAULT_USE_AFTER_FREE, p, i < room ? i : room);
-			assert_int_equal(kslab_heap_usable_size(&t.heap, p),
-					 n); /* it is in order again */
+			/* it is in order again */
+			assert_int_equal(kslab_heap_usable_size(&t.heap, p), n);
 			assert_true(is_all(p, n, KSLAB_DEBUG_NEW_BYTE));
 			assert_int_equal(t.recorder.count, t.faults);
 		}

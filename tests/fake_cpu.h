@@ -16,8 +16,8 @@ extern __thread unsigned fake_cpu;
 extern __thread unsigned fake_pins; /* depth of KSLAB_PORT_PIN */
 extern __thread unsigned fake_masked; /* depth of KSLAB_PORT_IRQ_SAVE */
 extern __thread unsigned fake_nmi; /* nonzero: an NMI handler runs */
-extern void (*fake_mask)(
-	int mask); /* NULL, or what really masks: 1 at the outermost SAVE, 0 at its RESTORE */
+/* NULL, or what really masks: 1 at the outermost SAVE, 0 at its RESTORE */
+extern void (*fake_mask)(int mask);
 extern int fake_yields; /* nonzero: threads may be more than processors, spinning lets others run */
 
 #define FAKE_CPU_DEFINE                                                                            \

@@ -48,8 +48,8 @@ struct single_step {
 	size_t stride; /* ... only at every stride-th; 0: at each */
 
 	size_t steps, interrupts; /* results: instructions of op, runs that were interrupted */
-	size_t failures,
-		first_failure; /* interrupted runs that went wrong; the step of the first */
+	/* interrupted runs that went wrong; the step of the first */
+	size_t failures, first_failure;
 };
 
 static struct single_step *single_step_now;
@@ -84,8 +84,8 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 	if (pid == 0) {
 		single_step_child = 1;
 		for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
-			signal(deadly[i],
-			       SIG_DFL); /* not cmocka's, which would go on with the next test */
+			/* not cmocka's, which would go on with the next test */
+			signal(deadly[i], SIG_DFL);
 		alarm(SINGLE_STEP_HANGS);
 		step->interrupt(step->steps);
 		user->uc_mcontext.gregs[SINGLE_STEP_REGISTER] &= ~SINGLE_STEP_FLAG;

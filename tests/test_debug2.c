@@ -277,8 +277,8 @@ static void pressure_empties_the_quarantine(void **state)
 	for (size_t i = 0; i < 40; i++)
 		put(p[i]);
 	assert_true(t.heap.quarantine.count == 40);
-	assert_non_null(
-		p[0] = kslab_heap_malloc(&t.heap, 3000)); /* pages that only the ring held */
+	/* pages that only the ring held */
+	assert_non_null(p[0] = kslab_heap_malloc(&t.heap, 3000));
 	for (size_t i = 40; i < n; i++)
 		put(p[i]);
 	put(p[0]);

@@ -823,8 +823,8 @@ static void test_memory_out_from_every_call_on_is_survived(void **state)
 			testing_begin_with(&t, &fault_configs[c], 4096, true);
 			fake_source_fail_from(&t.source, n);
 			sequence(&failures);
-			assert_true(failures != 0 ||
-				    n > calls / 2); /* late: in a retry that may fail */
+			/* late: in a retry that may fail */
+			assert_true(failures != 0 || n > calls / 2);
 			sequence(&failures); /* the source has recovered */
 			assert_int_equal(failures, 0);
 			testing_end(&t);

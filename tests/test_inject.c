@@ -215,8 +215,8 @@ static void test_every_door_asks(void **state)
 	assert_null(kslab_heap_realloc(&t.heap, NULL, 8));
 	assert_null(kslab_heap_realloc(&t.heap, p, 500));
 	assert_int_equal(((unsigned char *)p)[99], 7);
-	assert_ptr_equal(kslab_heap_realloc(&t.heap, p, 101),
-			 p); /* in place: nothing is allocated */
+	/* in place: nothing is allocated */
+	assert_ptr_equal(kslab_heap_realloc(&t.heap, p, 101), p);
 	assert_int_equal(kslab_heap_malloc_bulk(&t.heap, 8, 8, out), 0);
 	inject("off");
 	assert_int_equal(kslab_heap_malloc_bulk(&t.heap, 8, 8, out), 8);

@@ -763,8 +763,8 @@ static void an_nmi_only_tries_the_lock_and_its_frees_always_work(void **state)
 		for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
 			if (sizes[i] == 1000)
 				continue;
-			assert_null(kslab_heap_malloc(
-				&t.heap, sizes[i])); /* it would need the callback, or the lock */
+			/* it would need the callback, or the lock */
+			assert_null(kslab_heap_malloc(&t.heap, sizes[i]));
 			assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_BUSY);
 		}
 		for (size_t i = 0; i < 9; i++) /* of full pages, the last of a page */

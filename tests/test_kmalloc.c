@@ -232,8 +232,8 @@ static void test_calloc_and_reallocarray_see_every_overflow(void **state)
 	object = kslab_heap_malloc(&t.heap, 40);
 	memset(object, 0x44, 40);
 	for (unsigned bit = 1; bit < 8 * sizeof(size_t); bit++) {
-		size_t count = (size_t)1 << bit,
-		       size = (SIZE_MAX >> bit) + 1; /* the product is 2^N: 0 */
+		/* the product is 2^N: 0 */
+		size_t count = (size_t)1 << bit, size = (SIZE_MAX >> bit) + 1;
 
 		assert_null(kslab_heap_calloc(&t.heap, count, size));
 		assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_OVERFLOW);
@@ -372,8 +372,8 @@ static void test_a_large_block_of_a_region_grows_and_shrinks_in_place(void **sta
 	struct kslab_stats stats;
 
 	(void)state;
-	assert_int_equal(posix_memalign(&memory, bytes, bytes),
-			 0); /* the same layout in every run */
+	/* the same layout in every run */
+	assert_int_equal(posix_memalign(&memory, bytes, bytes), 0);
 	assert_int_equal(kslab_heap_init_region(&region_heap, memory, bytes), KSLAB_OK);
 	assert_non_null(kslab_heap_malloc(&region_heap, 5 * 4096)); /* metadata is where it stays */
 	block = kslab_heap_malloc(&region_heap, 5 * 4096);

@@ -1563,10 +1563,10 @@ static void a_page_that_is_ours_already_is_reported_and_not_given_back(void **st
 		a_page_is_refused(large, 200, PAGE, false); /* a large block's first page */
 		a_page_is_refused(large + 3 * PAGE, 200, PAGE, false); /* its last */
 		a_page_is_refused(meta, 200, PAGE, false); /* metadata */
-		a_page_is_refused(large - 2 * PAGE, 3 * PAGE, 3 * PAGE,
-				  false); /* overlapping at its end */
-		a_page_is_refused(large + 3 * PAGE, 3 * PAGE, 3 * PAGE,
-				  false); /* and at its beginning */
+		/* overlapping at its end */
+		a_page_is_refused(large - 2 * PAGE, 3 * PAGE, 3 * PAGE, false);
+		/* and at its beginning */
+		a_page_is_refused(large + 3 * PAGE, 3 * PAGE, 3 * PAGE, false);
 		a_page_is_refused(large, 4 * PAGE, 4 * PAGE, false); /* exactly */
 		a_page_is_refused(large - 4 * PAGE, 16 * PAGE, 16 * PAGE, false); /* round it */
 	}
@@ -1825,8 +1825,8 @@ static void calls_after_the_end_of_a_heap_touch_nothing(void **state)
 	online(2);
 	p = get(64);
 	put(p);
-	assert_int_equal(kslab_heap_fini(&t.heap),
-			 KSLAB_OK); /* from here on its pages can't be touched */
+	/* from here on its pages can't be touched */
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
 	assert_true(t.source.pages_out == 0);
 	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
 		fake_cpu = cpu;
@@ -2115,8 +2115,8 @@ static void the_report_hook_may_call_the_heap(void **state)
 	fake_cpu = 0;
 	t.source.force = true;
 	t.source.forced = t.source.memory + 8;
-	kslab_heap_free(&t.heap,
-			kslab_heap_malloc(&t.heap, 7 * PAGE)); /* perhaps the second try worked */
+	/* perhaps the second try worked */
+	kslab_heap_free(&t.heap, kslab_heap_malloc(&t.heap, 7 * PAGE));
 	testing_fault(&t, KSLAB_FAULT_BAD_PAGE);
 	t.source.forced = NULL;
 	assert_int_equal(kslab_heap_add_region(&t.heap, NULL, 100), KSLAB_BAD_ARGUMENT);
@@ -2610,8 +2610,8 @@ static void a_region_that_is_too_small_or_wraps_is_refused(void **state)
 	region_is_refused(memory, 1);
 	region_is_refused(memory, PAGE);
 	region_is_refused(memory, 2 * PAGE - 1);
-	region_is_refused(memory + 1,
-			  2 * PAGE); /* two pages long, but one page and the bit trees don't fit */
+	/* two pages long, but one page and the bit trees don't fit */
+	region_is_refused(memory + 1, 2 * PAGE);
 	region_is_refused(memory, SIZE_MAX);
 	region_is_refused(memory, (size_t)0 - (uintptr_t)memory); /* ends at the very end */
 	region_is_refused(memory, (size_t)0 - (uintptr_t)memory + 1); /* and one behind it */
@@ -2636,11 +2636,11 @@ static void a_region_that_overlaps_is_refused(void **state)
 	region_is_refused(region + 32 * PAGE - 1, 16 * PAGE); /* one byte at its end */
 	region_is_refused(region, 64 * PAGE); /* round it */
 	region_is_refused(region + 20 * PAGE, 4 * PAGE); /* inside */
-	region_is_refused((void *)((uintptr_t)p & ~(uintptr_t)(PAGE - 1)),
-			  2 * PAGE); /* an object page */
+	/* an object page */
+	region_is_refused((void *)((uintptr_t)p & ~(uintptr_t)(PAGE - 1)), 2 * PAGE);
 	region_is_refused((void *)t.heap.meta.chunks->address, 2 * PAGE); /* metadata */
-	assert_int_equal(kslab_heap_add_region(&t.heap, region, 16 * PAGE),
-			 KSLAB_OK); /* beside it: served */
+	/* beside it: served */
+	assert_int_equal(kslab_heap_add_region(&t.heap, region, 16 * PAGE), KSLAB_OK);
 	assert_int_equal(kslab_heap_add_region(&t.heap, region + 32 * PAGE, 16 * PAGE), KSLAB_OK);
 	put(p);
 	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);

@@ -140,8 +140,8 @@ static void test_missing_leaves_are_named_from_the_front_one_by_one(void **state
 
 static void test_leaves_in_any_order_and_far_apart(void **state)
 {
-	const uintptr_t far =
-		(uintptr_t)(KSLAB_WINDOW_BYTES - SPAN); /* the last leaf of the window */
+	/* the last leaf of the window */
+	const uintptr_t far = (uintptr_t)(KSLAB_WINDOW_BYTES - SPAN);
 	uintptr_t missing;
 
 	(void)state;

@@ -473,8 +473,8 @@ static void test_metadata_takes_about_two_bits_a_page(void **state)
 	(void)state;
 	assert_true(mem != MAP_FAILED);
 	assert_true(kslab_region_init(&r, (uintptr_t)mem, bytes, 12, false));
-	assert_true((bytes >> 12) - r.pages <=
-		    2); /* 16384 pages: 4 KiB of bits and their upper levels */
+	/* 16384 pages: 4 KiB of bits and their upper levels */
+	assert_true((bytes >> 12) - r.pages <= 2);
 	munmap(mem, bytes);
 }
 

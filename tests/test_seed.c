@@ -423,8 +423,8 @@ static void test_D15_a_late_free_into_a_page_that_went_back_touches_nothing(void
 	void *object;
 
 	(void)state;
-	testing_begin(&t,
-		      &config); /* with guard: a touch of the page is a fault of the processor */
+	/* with guard: a touch of the page is a fault of the processor */
+	testing_begin(&t, &config);
 	object = kslab_heap_malloc(&t.heap, 100);
 	kslab_heap_free(&t.heap, object);
 	assert_false(fake_source_is_out(&t.source, object));

@@ -91,8 +91,8 @@ struct fake_source {
 	bool guard; /* memory that is not given out can't be touched */
 	bool force; /* the next answer is `forced`, whatever it is; not counted as given out */
 	void *forced;
-	void (*on_alloc)(struct fake_source *source,
-			 size_t pages); /* runs inside every alloc_pages */
+	/* runs inside every alloc_pages */
+	void (*on_alloc)(struct fake_source *source, size_t pages);
 	void (*on_free)(struct fake_source *source, size_t pages);
 	void *user; /* for these two */
 

@@ -48,11 +48,11 @@ struct kslab_zone {
 	uint8_t level; /* [I] */
 	uint8_t last_error; /* [o] enum kslab_reason */
 	struct kslab_zone_counters counters;
-	struct kslab_page
-		*spare[KSLAB_SPARE_BLOCKS]; /* [o] freed large blocks, kept whole; oldest first */
+	/* [o] freed large blocks, kept whole; oldest first */
+	struct kslab_page *spare[KSLAB_SPARE_BLOCKS];
 	size_t spare_run; /* [o] base pages in them */
-	struct kslab_zone
-		*lingering; /* [l] next zone without a CPU that still holds QUEUED pages */
+	/* [l] next zone without a CPU that still holds QUEUED pages */
+	struct kslab_zone *lingering;
 	struct kslab_sc sc[KSLAB_CLASSES] __attribute__((aligned(64)));
 };
 
@@ -134,10 +134,10 @@ struct kslab_heap {
 	 * kslab_inject
 	 */
 	size_t route_limit;
-	struct kslab_zone
-		*zone[KSLAB_CFG_CPUS]; /* [a] zone of level 0; &kslab_zone_none before online */
-	uint16_t route[KSLAB_ROUTE_MAX_BYTES /
-		       8]; /* [I] (size - 1) / 8 -> offset of the sc in a zone */
+	/* [a] zone of level 0; &kslab_zone_none before online */
+	struct kslab_zone *zone[KSLAB_CFG_CPUS];
+	/* [I] (size - 1) / 8 -> offset of the sc in a zone */
+	uint16_t route[KSLAB_ROUTE_MAX_BYTES / 8];
 	struct kslab_page_map map;
 
 	/* fixed by init */
@@ -146,12 +146,12 @@ struct kslab_heap {
 	size_t page_bytes, max_page_bytes, min_align, max_pages, purge_bytes;
 	unsigned debug_level, debug_flags;
 	size_t debug_limit; /* at a debug level: what route_limit would be */
-	uintptr_t debug_free_word,
-		debug_new_word; /* what free and new objects hold, in every byte */
-	uint16_t min_run[KSLAB_CLASSES],
-		max_run[KSLAB_CLASSES]; /* object page length in base pages */
-	uint8_t use_class
-		[KSLAB_CLASSES]; /* class that serves requests of this one; KSLAB_CLASSES: none */
+	/* what free and new objects hold, in every byte */
+	uintptr_t debug_free_word, debug_new_word;
+	/* object page length in base pages */
+	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES];
+	/* class that serves requests of this one; KSLAB_CLASSES: none */
+	uint8_t use_class[KSLAB_CLASSES];
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
 	void (*purge)(void *ctx, void *mem, size_t bytes);
@@ -160,8 +160,8 @@ struct kslab_heap {
 	void *report_ctx;
 	bool window_placed; /* map.base is valid */
 	bool packs; /* objects above a page need not be page aligned */
-	uint8_t grain_shift, leaf_shift,
-		levels; /* knobs of config.h, for debuggers (tests/gdb/kslab.py) */
+	/* knobs of config.h, for debuggers (tests/gdb/kslab.py) */
+	uint8_t grain_shift, leaf_shift, levels;
 
 	/* shared */
 	struct kslab_lock lock; /* [a] */
@@ -184,8 +184,8 @@ struct kslab_heap {
 	uintptr_t emergency; /* [l] chain of single base pages for KSLAB_RESERVE */
 	size_t emergency_pages, emergency_target; /* [l] */
 	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
-	struct kslab_zone
-		*limbo; /* [l] owns the pages of CPUs that went offline; operated under the lock */
+	/* [l] owns the pages of CPUs that went offline; operated under the lock */
+	struct kslab_zone *limbo;
 	size_t limbo_pages; /* [a] object pages that limbo and lingering zones hold */
 	/* [a] classes of which limbo has pages with free slots: one bit each, 32 a word */
 	kslab_word limbo_classes[2];

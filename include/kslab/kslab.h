@@ -317,8 +317,8 @@ enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache);
 size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
 
 void *kslab_cache_alloc(struct kslab_cache *cache); /* as kslab_malloc */
-void kslab_cache_free(struct kslab_cache *cache,
-		      void *object); /* as kslab_free; fault WRONG_CACHE */
+/* as kslab_free; fault WRONG_CACHE */
+void kslab_cache_free(struct kslab_cache *cache, void *object);
 bool kslab_cache_reserve(struct kslab_cache *cache, size_t count); /* as kslab_reserve */
 
 /* ---- observers ------------------------------------------------------------------------------- */

@@ -107,8 +107,8 @@ struct kslab_owner {
 	size_t reserve_run; /* [o] base pages kept on top of the retention (kslab_reserve) */
 	size_t remote_frees; /* [o] frees into pages of others; read by kslab_quiesce */
 	struct kslab_page *corrupt; /* [o] a page that was fenced off and is not reported yet */
-	struct kslab_page
-		*mailbox; /* [a] stack of QUEUED pages; its own cache line, others write here */
+	/* [a] stack of QUEUED pages; its own cache line, others write here */
+	struct kslab_page *mailbox;
 	uintptr_t reserved2[64 / sizeof(uintptr_t) - 1];
 } __attribute__((aligned(64)));
 
