@@ -401,14 +401,15 @@ need_run := $(need_lib) $(need_qemu_$(TARGET))
 need_programs := $(need_host) sqlite3=sqlite3 python3=python3 git=git gcc=gcc redis-server=redis-server \
 	redis-benchmark=redis-tools
 need_model := $(need_host) spin=spin
-need_sanitize := $(need_host) valgrind=valgrind
+need_valgrind := valgrind=valgrind /usr/share/doc/libc6-dbg/copyright=libc6-dbg
+need_sanitize := $(need_host) $(need_valgrind)
 need_gdb := $(need_host) gdb=gdb $(need_qemu_x86_64)
 need_bench := gcc=gcc gnuplot=gnuplot-nox /usr/include/mimalloc.h=libmimalloc-dev \
 	/usr/include/jemalloc/jemalloc.h=libjemalloc-dev /usr/include/gperftools/tcmalloc.h=libgoogle-perftools-dev
 need_golden := $(need_freestanding) python3=python3
 need_worst := $(need_host) objcopy=binutils
-need_icount := gcc=gcc valgrind=valgrind
-need_levels := $(need_host) valgrind=valgrind
+need_icount := gcc=gcc $(need_valgrind)
+need_levels := $(need_host) $(need_valgrind)
 need_format-check := clang-format=clang-format
 need_deps = $(sort $(need_freestanding) $(need_test) $(need_run) $(need_programs) $(need_model) \
 	$(need_sanitize) $(need_gdb))
