@@ -42,12 +42,11 @@
  */
 #define KSLAB_HIDE(variable) __asm__("" : "+r"(variable))
 
-/* Orders the compiler, not the machine: enough towards an interrupt on the same CPU. */
-#define KSLAB_BARRIER()                                                                            \
-	__asm__ volatile(""                                                                        \
-			 :                                                                         \
-			 :                                                                         \
-			 : "memory") /* clang makes an instruction of a signal fence on RISC-V */
+/*
+ * Orders the compiler, not the machine: enough towards an interrupt on the same CPU. clang makes an
+ * instruction of a signal fence on RISC-V.
+ */
+#define KSLAB_BARRIER() __asm__ volatile("" : : : "memory")
 
 #if defined(__riscv) && !defined(__clang__)
 /* gcc makes an exchange of the builtin. */

@@ -728,6 +728,7 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	size_t index = (n - 1) / 8;
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
+	bool turns;
 	void *object;
 
 	KSLAB_TAKE_CALLER(caller);
@@ -745,11 +746,12 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	object = kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
 	if (object == NULL)
 		object = kslab_sc_next_word(&zone->owner, sc);
-	if (KSLAB_UNLIKELY(object == NULL) && sc->page != NULL)
-		object = kslab_sc_next(&zone->owner, sc);
 	zone->counters.slow_allocs++;
-	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
-		kslab_zone_leave_reporting(heap, zone, caller);
+	turns = object == NULL && sc->page != NULL;
+	if (KSLAB_UNLIKELY(turns))
+		object = kslab_sc_next(&zone->owner, sc);
+	if (KSLAB_UNLIKELY(turns || zone->owner.late != 0)) {
+		kslab_heap_leave(heap, zone, caller);
 	} else {
 		kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
@@ -842,8 +844,8 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 	if (sc == NULL && page->slots != 0) { /* a large block, live or freed */
 		report->page = (void *)page->data;
 		report->page_bytes = kslab_large_bytes(heap, page);
-		if (offset >=
-		    report->page_bytes) { /* beside the block, in the run of an unusual alignment */
+		/* Beside the block, in the run of an unusual alignment. */
+		if (offset >= report->page_bytes) {
 			report->fault = KSLAB_FAULT_BAD_POINTER;
 			return;
 		}

@@ -1128,6 +1128,38 @@ static void test_the_page_source_may_allocate_while_it_is_asked(void **state)
 	testing_end(&t);
 }
 
+/* A call that only turns to the next page serves what was asked of the CPU meanwhile, too. */
+static void test_a_turn_to_the_next_page_gives_back_what_was_asked_for(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = 4096 };
+	void *small[192], *big[24], *object;
+	size_t before;
+
+	(void)state;
+	testing_begin_with(&t, &config, 64, false);
+	for (unsigned i = 0; i < 192; i++) /* three pages, used up */
+		assert_non_null(small[i] = kslab_heap_malloc(&t.heap, 64));
+	for (unsigned i = 0; i < 24; i++)
+		assert_non_null(big[i] = kslab_heap_malloc(&t.heap, 512));
+	for (unsigned i = 0; i < 24; i++)
+		kslab_heap_free(&t.heap, big[i]);
+	kslab_heap_free(&t.heap, small[0]);
+	kslab_heap_free(&t.heap, small[64]);
+	testing_step(&t);
+	assert_true(t.heap.boot_zone.owner.empty_run != 0);
+	before = t.source.pages_out;
+	kslab_heap_set_retention(&t.heap, KSLAB_RETAIN_NONE);
+	assert_non_null(object = kslab_heap_malloc(&t.heap, 64)); /* in a page that waits */
+	testing_step(&t);
+	assert_true(t.source.pages_out < before);
+	assert_true(t.heap.boot_zone.owner.empty_run == 0);
+	kslab_heap_free(&t.heap, object);
+	for (unsigned i = 1; i < 192; i++)
+		if (i != 64)
+			kslab_heap_free(&t.heap, small[i]);
+	testing_end(&t);
+}
+
 /* ---- figures --------------------------------------------------------------------------------- */
 
 /*
@@ -1412,6 +1444,7 @@ int main(void)
 		cmocka_unit_test(test_a_heap_that_was_never_initialised_answers_with_a_reason),
 		cmocka_unit_test(test_the_walk_sees_every_live_object_once),
 		cmocka_unit_test(test_the_page_source_may_allocate_while_it_is_asked),
+		cmocka_unit_test(test_a_turn_to_the_next_page_gives_back_what_was_asked_for),
 		cmocka_unit_test(test_waste_of_a_kernel_mix_stays_within_its_bounds),
 		cmocka_unit_test(test_cost_does_not_grow_with_the_number_of_pages),
 	};
