@@ -107,6 +107,39 @@ KSLAB_INLINE unsigned kslab_ctz(uintptr_t w)
 }
 #endif
 
+/*
+ * A bit of a word, given twice: as a mask, and by its number, modulo the bits of a word. x86 looks
+ * at it by the number; it also has one instruction to look and set, which compilers miss.
+ */
+KSLAB_INLINE bool kslab_is_bit_set(uintptr_t w, uintptr_t bit, uint32_t index)
+{
+#if defined(__x86_64__)
+	(void)bit;
+	return (w >> (index % 64)) & 1;
+#else
+	(void)index;
+	return (w & bit) != 0;
+#endif
+}
+
+/* Set it in a register. Return: what it was. */
+KSLAB_INLINE bool kslab_test_and_set(uintptr_t *w, uintptr_t bit, uint32_t index)
+{
+#if defined(__x86_64__) && defined(__GCC_ASM_FLAG_OUTPUTS__)
+	bool was;
+
+	(void)bit;
+	__asm__("btsq %q2, %0" : "+r"(*w), "=@ccc"(was) : "r"(index));
+	return was;
+#else
+	uintptr_t old = *w;
+
+	(void)index;
+	*w = old | bit;
+	return (old & bit) != 0;
+#endif
+}
+
 /* Number of set bits, without a libgcc call. */
 KSLAB_INLINE unsigned kslab_popcount(uintptr_t w)
 {

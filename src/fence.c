@@ -261,6 +261,7 @@ static void relink(struct kslab_zone *zone, struct kslab_page *page)
 static void drop_current(struct kslab_sc *sc)
 {
 	sc->page = NULL;
+	sc->ready = 0;
 	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
 }
 

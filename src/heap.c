@@ -156,7 +156,7 @@ void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned
 	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++) {
 		zone->sc[cls].word = (kslab_word *)(uintptr_t)&kslab_zero_word;
 		zone->sc[cls].size = (uint32_t)kslab_class_bytes(cls);
-		zone->sc[cls].cls = (uint16_t)cls;
+		zone->sc[cls].cls = (uint8_t)cls;
 	}
 }
 
@@ -723,34 +723,18 @@ static KSLAB_SLOW void *malloc_slower(size_t n, struct kslab_heap *heap, const v
 	return kslab_heap_alloc_slow(heap, &request);
 }
 
-KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+/* The routed class has no word that can be issued from at once. In the entered zone. */
+static KSLAB_SLOW void *malloc_turn(size_t n, const void *caller, struct kslab_zone *zone,
+				    struct kslab_sc *sc)
 {
-	size_t index = (n - 1) / 8;
-	struct kslab_zone *zone;
-	struct kslab_sc *sc;
-	bool turns;
-	void *object;
+	struct kslab_heap *heap = zone->heap;
+	void *object =
+		kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
+	bool turns = object == NULL && sc->page != NULL;
 
-	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
-					      : malloc_slower(n, heap, caller);
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
-	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
-		KSLAB_PORT_UNPIN();
-		return malloc_slower(n, heap, caller);
-	}
-	kslab_zone_enter(zone);
-	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
-	object = kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
-	if (object == NULL)
-		object = kslab_sc_next_word(&zone->owner, sc);
-	zone->counters.slow_allocs++;
-	turns = object == NULL && sc->page != NULL;
-	if (KSLAB_UNLIKELY(turns))
+	if (turns)
 		object = kslab_sc_next(&zone->owner, sc);
-	if (KSLAB_UNLIKELY(turns || zone->owner.late != 0)) {
+	if (KSLAB_UNLIKELY(turns && has_work(heap, zone))) {
 		kslab_heap_leave(heap, zone, caller);
 	} else {
 		kslab_zone_leave(zone);
@@ -758,6 +742,44 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	}
 	if (KSLAB_UNLIKELY(object == NULL))
 		return malloc_slower(n, heap, caller);
+	return object;
+}
+
+/* The routing can't be used: a large size, debugging, before init. */
+static KSLAB_SLOW void *malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
+				      : malloc_slower(n, heap, caller);
+}
+
+/* The middle path; it calls nothing on its way that would make it save registers. */
+KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	size_t index = (n - 1) / 8;
+	struct kslab_zone *zone;
+	struct kslab_sc *sc;
+	void *object;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (KSLAB_UNLIKELY(index >= heap->route_limit))
+		return malloc_unrouted(n, heap, caller);
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
+		KSLAB_PORT_UNPIN();
+		return malloc_slower(n, heap, caller);
+	}
+	kslab_zone_enter(zone);
+	zone->counters.slow_allocs++;
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
+	object = NULL;
+	/* An interrupt since the fast path may have cached a word. */
+	if (KSLAB_LIKELY(sc->ready != 0 && *sc->word == 0))
+		object = kslab_sc_issue_ready(sc);
+	if (KSLAB_UNLIKELY(object == NULL))
+		return malloc_turn(n, caller, zone, sc);
+	kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
 	return object;
 }
 

@@ -225,7 +225,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 	size_t top = kslab_page_map_top_index(&heap->map, address);
 	struct kslab_page *page;
 	struct kslab_zone *zone;
-	kslab_word *bits, freed, taken;
+	kslab_word *bits, freed, bit;
 	uint32_t index;
 
 	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
@@ -237,9 +237,10 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 	zone = kslab_heap_zone(heap);
 	/*
 	 * Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns
-	 * nothing.
+	 * nothing. With one level nobody comes in between, and the key is the zone's own address;
+	 * kslab_zone_none owns nothing.
 	 */
-	key = KSLAB_CFG_LEVELS > 1 ? KSLAB_LOAD_RELAXED(&zone->owner.key) : zone->owner.key;
+	key = KSLAB_CFG_LEVELS > 1 ? KSLAB_LOAD_RELAXED(&zone->owner.key) : (uintptr_t)zone;
 	if (KSLAB_CFG_LEVELS > 1)
 		kslab_zone_enter(zone);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&page->owner) != key))
@@ -247,16 +248,16 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 	index = kslab_page_index(page, address);
 	if (KSLAB_UNLIKELY(index >= page->slots))
 		goto cold;
-	/*
-	 * Indexed as words, so that x86 folds the scale; tested and set so that it uses bt and bts.
-	 */
+	/* Indexed as words, so that x86 folds the scale. */
 	bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
-	freed = bits[1];
-	taken = KSLAB_LOAD_RELAXED(&bits[2]) | bits[0] | freed;
-	if (KSLAB_UNLIKELY((taken >> (index % KSLAB_WORD_BITS)) & 1))
+	bit = kslab_bit(index);
+	KSLAB_HIDE(bit);
+	/* Two looks: the store waits for one word, not for three. */
+	if (KSLAB_UNLIKELY(kslab_is_bit_set(KSLAB_LOAD_RELAXED(&bits[2]) | bits[0], bit, index)))
 		goto cold;
-	KSLAB_HIDE(index);
-	freed |= kslab_bit(index);
+	freed = bits[1];
+	if (KSLAB_UNLIKELY(kslab_test_and_set(&freed, bit, index)))
+		goto cold;
 	KSLAB_STORE_RELAXED(&bits[1], freed);
 	if (KSLAB_UNLIKELY(freed == ~(kslab_word)0)) {
 		kslab_heap_word_full(page, zone, KSLAB_TAIL_CALLER(caller));

@@ -110,6 +110,62 @@ void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page)
 	}
 }
 
+/* Words that are looked at together. */
+#define GROUP_WORDS 8u
+
+/* Which words of a group have free slots, or remote frees to take in. */
+static void look_at_group(struct kslab_sc *sc, const struct kslab_page *page, unsigned group)
+{
+	unsigned words = kslab_page_words(page), n = words - group, ready = 0;
+
+	if (n > GROUP_WORDS)
+		n = GROUP_WORDS;
+	for (unsigned i = 0; i < n; i++) {
+		const struct kslab_bits *bits = &page->bits[group + i];
+		kslab_word free =
+			(KSLAB_LOAD_RELAXED(&bits->freed) & kslab_page_slots_of(page, group + i)) |
+			KSLAB_LOAD_RELAXED(&bits->remote);
+
+		ready |= (unsigned)(free != 0) << i;
+	}
+	sc->group = (uint16_t)group;
+	sc->ready = (uint8_t)ready;
+}
+
+void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc *sc)
+{
+	struct kslab_page *page = sc->page;
+	unsigned words, groups;
+
+	if (page == NULL)
+		return NULL;
+	words = kslab_page_words(page);
+	groups = (words + GROUP_WORDS - 1) / GROUP_WORDS;
+	for (;;) {
+		while (sc->ready != 0) {
+			void *object;
+
+			kslab_page_harvest_word(owner, page, sc->group + kslab_ctz(sc->ready));
+			object = kslab_sc_issue_ready(sc);
+			if (object != NULL)
+				return object;
+			sc->ready = (uint8_t)(sc->ready & (sc->ready - 1u));
+		}
+		if (groups-- == 0)
+			return NULL;
+		look_at_group(sc, page,
+			      sc->group + GROUP_WORDS < words ? sc->group + GROUP_WORDS : 0);
+	}
+}
+
+/* No page is current any more. */
+static void forget_page(struct kslab_sc *sc)
+{
+	sc->page = NULL;
+	sc->ready = 0;
+	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+}
+
 /*
  * The current page is used up. While others wait it goes behind them as it is, neither full nor
  * armed: by its next turn something was freed into it, in the common case. If nothing was, it
@@ -121,8 +177,7 @@ static void set_aside(struct kslab_sc *sc)
 
 	kslab_page_set_state(page, KSLAB_PAGE_PARTIAL);
 	kslab_page_list_insert_tail(&sc->partial, page);
-	sc->page = NULL;
-	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+	forget_page(sc);
 }
 
 /* Pages that one call turns to. */
@@ -151,7 +206,7 @@ void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 		unlink_page(owner, page);
 		kslab_page_set_state(page, KSLAB_PAGE_CURRENT);
 		sc->page = page;
-		sc->hint = 0;
+		look_at_group(sc, page, 0);
 	}
 	return NULL;
 }
@@ -234,8 +289,7 @@ void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)
 
 	if (page == NULL)
 		return;
-	sc->page = NULL;
-	sc->word = (kslab_word *)(uintptr_t)&kslab_zero_word;
+	forget_page(sc);
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
 		struct kslab_bits *bits = &page->bits[i];
 		kslab_word avail = KSLAB_LOAD_RELAXED(&bits->avail);
@@ -376,7 +430,7 @@ const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_
 /* ---- the bare SCAllocator: in-page descriptors ----------------------------------------------- */
 
 #define IN_PAGE_MIN_BYTES 512u
-#define IN_PAGE_MAX_BYTES ((size_t)32 << 20) /* the word hint of a class has 16 bits */
+#define IN_PAGE_MAX_BYTES ((size_t)32 << 20) /* kslab_sc.group has 16 bits */
 
 /*
  * The descriptor lies at the end of its page:   | slot 0 | slot 1 | ... | tail | descriptor, bits |

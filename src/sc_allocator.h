@@ -27,13 +27,21 @@ KSLAB_INLINE void *kslab_sc_pop(struct kslab_sc *sc)
 	return (void *)(sc->base + (uint32_t)(kslab_ctz(word) * sc->size));
 }
 
+/* Bits of word i that belong to slots; no branch: it would be mispredicted. */
+KSLAB_INLINE kslab_word kslab_page_slots_of(const struct kslab_page *page, unsigned i)
+{
+	uint32_t end = (i + 1) * KSLAB_WORD_BITS,
+		 behind = end > page->slots ? end - page->slots : 0;
+
+	return ~(kslab_word)0 >> behind;
+}
+
 /* Cache word i of the current page, and take its first slot. */
 KSLAB_INLINE void *kslab_sc_issue(struct kslab_sc *sc, struct kslab_page *page, unsigned i,
 				  kslab_word word, kslab_word tail)
 {
 	struct kslab_bits *bits = &page->bits[i];
 
-	sc->hint = (uint16_t)i;
 	sc->word = &bits->avail;
 	sc->base = page->data + (uintptr_t)i * KSLAB_WORD_BITS * sc->size;
 	/*
@@ -46,40 +54,30 @@ KSLAB_INLINE void *kslab_sc_issue(struct kslab_sc *sc, struct kslab_page *page, 
 }
 
 /*
- * The middle path: the next word of the current page that has free slots, cyclically from where it
- * was; NULL: there is none, or no page. Short, because where many objects live it is taken at every
- * fourth allocation.
+ * The middle path: an object of the first word that is ready; there is one. NULL: others have freed
+ * into it, or all its slots were: kslab_sc_next takes care. Short, and without a loop or a call:
+ * where many objects live it is taken at every second or third allocation.
  */
-KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc *sc)
+KSLAB_INLINE void *kslab_sc_issue_ready(struct kslab_sc *sc)
 {
 	struct kslab_page *page = sc->page;
-	unsigned words, i;
+	unsigned i = sc->group + kslab_ctz(sc->ready);
+	kslab_word slots = kslab_page_slots_of(page, i),
+		   word = KSLAB_LOAD_RELAXED(&page->bits[i].freed) & slots;
 
-	if (KSLAB_UNLIKELY(page == NULL))
+	/* Harvested before it is issued from: a late double free must not hit a new object. */
+	if (KSLAB_UNLIKELY(word == 0 || KSLAB_LOAD_RELAXED(&page->bits[i].remote) != 0))
 		return NULL;
-	words = kslab_page_words(page);
-	i = sc->hint;
-	for (unsigned n = words; n != 0; n--) {
-		struct kslab_bits *bits = &page->bits[i];
-		uint32_t end = (i + 1) * KSLAB_WORD_BITS,
-			 behind = end > page->slots ? end - page->slots : 0;
-		/* no branch: it would be mispredicted */
-		kslab_word slots = ~(kslab_word)0 >> behind, word;
-
-		/*
-		 * A word is harvested before it is issued from, so that a late double free can't
-		 * hit a new object.
-		 */
-		if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&bits->remote) != 0))
-			kslab_page_harvest_word(owner, page, i);
-		word = KSLAB_LOAD_RELAXED(&bits->freed) & slots;
-		if (word != 0)
-			return kslab_sc_issue(sc, page, i, word, ~slots);
-		if (++i == words)
-			i = 0;
-	}
-	return NULL;
+	/* A page of one word stays with it: when it is used up, no other look is needed. */
+	sc->ready = (uint8_t)(sc->ready & (sc->ready - (page->slots > KSLAB_WORD_BITS)));
+	return kslab_sc_issue(sc, page, i, word, ~slots);
 }
+
+/*
+ * The next word of the current page that has free slots, cyclically from where it was; NULL: there
+ * is none, or no page. Every word of the page is looked at once more before it says so.
+ */
+void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc *sc);
 
 /*
  * The rest of an allocation when the cached word is used up: next word, remote frees, mail, the

@@ -120,23 +120,24 @@ struct kslab_sc {
 	kslab_word *word; /* avail word of the current page, or &kslab_zero_word */
 	uintptr_t base; /* address of the slot of that word's bit 0 */
 	uint32_t size; /* slot size in bytes */
-	uint16_t cls; /* size class, or KSLAB_CLASS_CACHE */
-	uint16_t hint; /* index of the current word */
+	uint8_t cls; /* size class, or KSLAB_CLASS_CACHE */
+	uint8_t ready; /* words of the group that had free slots when it was looked at */
+	uint16_t group; /* first word of the group of eight that ready is about */
 	struct kslab_page *page; /* current page or NULL */
 	struct kslab_page_list partial, full, empty;
 	uint32_t pages; /* object pages of this class, all states */
 	uint32_t empty_pages; /* thereof on the empty list */
 };
 
-#define KSLAB_CLASS_CACHE 0xffffu
+#define KSLAB_CLASS_CACHE 0xffu
 
 /* Always zero: what sc->word points at when there is no current page. */
 extern const kslab_word kslab_zero_word;
 
 #define KSLAB_SC_CORE_INIT(size_, cls_)                                                            \
 	{                                                                                          \
-		(kslab_word *)&kslab_zero_word, 0, (size_), (cls_), 0, NULL, { NULL }, { NULL },   \
-			{ NULL }, 0, 0                                                             \
+		(kslab_word *)&kslab_zero_word, 0, (size_), (cls_), 0, 0, NULL, { NULL },          \
+			{ NULL }, { NULL }, 0, 0                                                   \
 	}
 
 #endif

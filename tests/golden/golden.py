@@ -56,7 +56,7 @@ WORSE = (
     ("fences", "\tKSLAB_STORE_RELAXED(&bits[1], freed);", "\tKSLAB_FETCH_OR_SEQ(&bits[1], freed);"),
     ("spills", "\tbits = &page->bits[0].avail",
      "\tvolatile uint32_t kept = index;\n\n\tindex = kept;\n\tbits = &page->bits[0].avail"),
-    ("loops", "\tKSLAB_HIDE(index);",
+    ("loops", "\tKSLAB_HIDE(bit);",
      "\twhile (KSLAB_LOAD_RELAXED(&bits[2]) == 1)\n\t\tKSLAB_HIDE(index);"),
 )
 

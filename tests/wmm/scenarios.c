@@ -167,6 +167,15 @@ static void double_1(void)
 	world.has_double_free = 1;
 }
 
+/* The same page current, its word used up, and still armed since it was full. */
+static void double_current(void)
+{
+	make_full_page(MINE, 0, 2);
+	free_local(MINE, 0, 1);
+	wmm_assert(take(MINE));
+	world.has_double_free = 1;
+}
+
 static void double_current_3(void)
 {
 	make_current_page(MINE, 0, 3, 2);
@@ -542,6 +551,7 @@ const struct wmm_scenario scenarios[] = {
 	{ "in order: release", "a page freed before is released", full_2, { drain_release_if_passed_on, free_both_pass_on }, check_world, 1, WORLD },
 	{ "in order: drain", "drain takes in what was freed before", full_2, { free_local_drain_if_passed_on, free_1_pass_on }, check_world, 1, WORLD },
 	{ "in order: both, take", "two frees before the issue: found, no window", double_1, { drain_take_if_both_passed_on, try_0_pass_on_0, try_0_pass_on_1 }, check_world, 1, WORLD },
+	{ "in order: both, take, current", "the same by the middle path", double_current, { drain_take_if_both_passed_on, try_0_pass_on_0, try_0_pass_on_1 }, check_world, 1, WORLD },
 	{ "in order: twice", "two CPUs, one after the other", double_2, { drain_collect, free_1_pass_on, refused_1 }, check_world, 1, WORLD },
 	{ "in order: local last", "", double_2, { drain_refused_local_1, free_1_pass_on }, check_world, 1, WORLD },
 	{ "in order: local first", "", double_2, { free_local_1_pass_on, refused_1 }, check_world, 1, WORLD },

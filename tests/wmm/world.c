@@ -74,6 +74,9 @@ bool take(unsigned o)
 	uint64_t *object = kslab_sc_pop(sc);
 	unsigned i, self = wmm_self();
 
+	/* As kslab_malloc does: the hot path, the middle path, the rest. */
+	if (object == NULL && sc->ready != 0)
+		object = kslab_sc_issue_ready(sc);
 	if (object == NULL)
 		object = kslab_sc_next(&world.owner[o], sc);
 	if (object == NULL)
