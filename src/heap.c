@@ -764,7 +764,7 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
 		return malloc_unrouted(n, heap, caller);
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
+	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
 		KSLAB_PORT_UNPIN();
 		return malloc_slower(n, heap, caller);
@@ -1064,7 +1064,7 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
 		goto slow;
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
+	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
 		KSLAB_PORT_UNPIN();
 		goto slow;

@@ -13,9 +13,6 @@
 #include "sc_allocator.h"
 #include "size_class.h"
 
-/* What a CPU that is not online has for a zone: always busy, nothing in it. */
-extern struct kslab_zone kslab_zone_none;
-
 /* A cache's objects of one zone; zone->sc has no place for it. */
 struct kslab_cache_zone {
 	struct kslab_sc sc;
@@ -35,6 +32,28 @@ KSLAB_INLINE struct kslab_zone *kslab_heap_zone(const struct kslab_heap *heap)
 	if (KSLAB_CFG_CPUS == 1)
 		return (struct kslab_zone *)(uintptr_t)&heap->boot_zone;
 	return KSLAB_LOAD_RELAXED(&heap->zone[KSLAB_PORT_CPU()]);
+}
+
+/* The same where the heap is known to be in use: what the port keeps for the default one. */
+KSLAB_INLINE struct kslab_zone *kslab_heap_quick_zone(const struct kslab_heap *heap)
+{
+#if defined(KSLAB_PORT_ZONE) && KSLAB_CFG_CPUS > 1
+	if (heap == &kslab_default_heap)
+		return KSLAB_PORT_ZONE();
+#endif
+	return kslab_heap_zone(heap);
+}
+
+/* This CPU's zone is another one from now on. */
+KSLAB_INLINE void kslab_heap_set_quick_zone(const struct kslab_heap *heap, struct kslab_zone *zone)
+{
+#if defined(KSLAB_PORT_ZONE) && KSLAB_CFG_CPUS > 1
+	if (heap == &kslab_default_heap)
+		KSLAB_PORT_ZONE() = zone;
+#else
+	(void)heap;
+	(void)zone;
+#endif
 }
 
 /*
@@ -193,7 +212,7 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, con
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
 		return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
+	zone = kslab_heap_quick_zone(heap);
 	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
 	if (KSLAB_CFG_LEVELS > 1) {
 		if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
@@ -232,9 +251,13 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
 		return;
 	}
-	page = *kslab_page_map_entry(heap->map.top[top], address);
+	page = *kslab_page_map_quick(&heap->map, top, address);
+	if (KSLAB_CFG_FLAT_MAP && KSLAB_UNLIKELY(page == NULL)) {
+		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
+		return;
+	}
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
+	zone = kslab_heap_quick_zone(heap);
 	/*
 	 * Enter, then compare: an interrupt in between might fill the page up. A busy key, 0, owns
 	 * nothing. With one level nobody comes in between, and the key is the zone's own address;

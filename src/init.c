@@ -180,7 +180,9 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 		return KSLAB_BAD_ARGUMENT;
 	if (max_page_bytes < page_bytes && config->max_page_bytes == 0)
 		max_page_bytes = page_bytes;
-	if (!is_valid_config(config, page_bytes, max_page_bytes, min_align))
+	if (!is_valid_config(config, page_bytes, max_page_bytes, min_align) ||
+	    (KSLAB_CFG_FLAT_MAP &&
+	     (config->flat_map == NULL || config->flat_map_bytes < KSLAB_LEAF_BYTES)))
 		return KSLAB_BAD_ARGUMENT;
 	/*
 	 * The heap's memory may hold anything; the top of the map is written entry by entry, as it
@@ -221,6 +223,8 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	heap->retain_run = retain == KSLAB_RETAIN_NONE ? 0 : retain >> heap->page_shift;
 	heap->run_limit = UINT16_MAX;
 	heap->emergency_target = config->emergency_pages;
+	heap->flat_map = config->flat_map;
+	heap->flat_map_bytes = config->flat_map_bytes;
 	if (config->window_base != 0)
 		kslab_source_place_window(heap, config->window_base, 0);
 	init_routes(heap);
@@ -228,6 +232,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 		heap->zone[cpu] = &kslab_zone_none;
 	kslab_zone_start(heap, &heap->boot_zone, 0, 0);
 	heap->zone[0] = &heap->boot_zone;
+	kslab_heap_set_quick_zone(heap, &heap->boot_zone);
 	heap->cpus_online = 1;
 	if (fill_emergency(heap) != KSLAB_OK) {
 		heap->emergency_target = 0;
@@ -406,6 +411,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 		heap->zone[cpu] = &kslab_zone_none;
 		heap->parked[cpu] = NULL;
 	}
+	kslab_heap_set_quick_zone(heap, &kslab_zone_none);
 	heap->limbo = heap->lingering = NULL;
 	heap->caches = NULL;
 	kslab_source_fini(heap);

@@ -27,15 +27,18 @@ static uintptr_t *top_of(struct kslab_page_map *map, uintptr_t address)
 	return (uintptr_t *)(uintptr_t)kslab_page_map_top(map, address);
 }
 
-void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base)
+void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat, size_t bytes)
 {
 	map->base = base;
+	map->flat = biased(base, flat);
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		KSLAB_STORE_RELAXED(&nobody_leaf[i], &kslab_page_nobody);
 	for (size_t top = 0; top < KSLAB_CFG_TOP_ENTRIES; top++)
 		KSLAB_STORE_RELAXED(&map->top[top],
 				    biased(base + (uintptr_t)top * LEAF_SPAN, nobody_leaf));
 	map->limit = KSLAB_CFG_TOP_ENTRIES;
+	if (KSLAB_CFG_FLAT_MAP && bytes / KSLAB_LEAF_BYTES < map->limit)
+		map->limit = bytes / KSLAB_LEAF_BYTES;
 }
 
 /*
@@ -52,7 +55,8 @@ static bool fits_aside(const struct kslab_page_map *map, size_t *first, size_t *
 		*first = top < *first ? top : *first;
 		*last = top;
 	}
-	return map->side[0] == 0 && *first <= *last && *last - *first < KSLAB_SIDE_ENTRIES;
+	return !KSLAB_CFG_FLAT_MAP && map->side[0] == 0 && *first <= *last &&
+	       *last - *first < KSLAB_SIDE_ENTRIES;
 }
 
 bool kslab_page_map_can_step_aside(const struct kslab_page_map *map)
@@ -86,14 +90,18 @@ void kslab_page_map_join_side(struct kslab_page_map *map)
 	}
 }
 
+uint64_t kslab_page_map_bytes(const struct kslab_page_map *map)
+{
+	return (uint64_t)map->limit << KSLAB_CFG_LEAF_SHIFT;
+}
+
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
 {
-	uint64_t offset = start - map->base;
+	uint64_t offset = start - map->base, window = kslab_page_map_bytes(map);
 
 	if (bytes == 0 || start + (bytes - 1) < start)
 		return false;
-	if (start >= map->base && offset < KSLAB_WINDOW_BYTES &&
-	    bytes <= KSLAB_WINDOW_BYTES - offset)
+	if (start >= map->base && offset < window && bytes <= window - offset)
 		return true;
 	offset = start - map->side_base;
 	return map->side[0] != 0 && offset < KSLAB_SIDE_ENTRIES * (uint64_t)LEAF_SPAN &&
@@ -121,6 +129,8 @@ void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void
 {
 	struct kslab_page **leaf = mem;
 
+	if (KSLAB_CFG_FLAT_MAP)
+		leaf = kslab_page_map_entry(map->flat, address & ~(LEAF_SPAN - 1));
 	for (size_t i = 0; i < KSLAB_LEAF_ENTRIES; i++)
 		leaf[i] = &kslab_page_nobody;
 	/* The leaf's entries before the leaf: pairs with the dependent loads of a look-up. */

@@ -36,6 +36,16 @@ KSLAB_INLINE struct kslab_page **kslab_page_map_entry(uintptr_t biased, uintptr_
 						       sizeof(struct kslab_page *));
 }
 
+/*
+ * The entry of an address whose top index is below the limit; for the fast path of a free. In a
+ * flat map it may be NULL.
+ */
+KSLAB_INLINE struct kslab_page **kslab_page_map_quick(const struct kslab_page_map *map, size_t top,
+						      uintptr_t address)
+{
+	return kslab_page_map_entry(KSLAB_CFG_FLAT_MAP ? map->flat : map->top[top], address);
+}
+
 /* Where the leaf of an address hangs, in the window or the side window; NULL: outside. */
 KSLAB_INLINE const uintptr_t *kslab_page_map_top(const struct kslab_page_map *map,
 						 uintptr_t address)
@@ -63,7 +73,8 @@ KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map 
 					 : &kslab_page_nobody;
 }
 
-void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base);
+/* flat: memory for all leaves, or NULL. */
+void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat, size_t bytes);
 
 /*
  * The window turned out to lie in the wrong place: make what it holds the side window, so that it
@@ -76,6 +87,9 @@ void kslab_page_map_step_aside(struct kslab_page_map *map);
 /* Where the new window overlaps the side window, both lead to the same leaves. */
 void kslab_page_map_join_side(struct kslab_page_map *map);
 
+/* Bytes of the window. */
+uint64_t kslab_page_map_bytes(const struct kslab_page_map *map);
+
 /* True if [start, start + bytes) lies inside the window, or inside the side window. */
 bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, size_t bytes);
 
@@ -83,7 +97,10 @@ bool kslab_page_map_covers(const struct kslab_page_map *map, uintptr_t start, si
 bool kslab_page_map_lacks_leaf(const struct kslab_page_map *map, uintptr_t start, size_t bytes,
 			       uintptr_t *address);
 
-/* Give KSLAB_LEAF_BYTES of memory as the leaf of an address. Under the heap lock. */
+/*
+ * Give KSLAB_LEAF_BYTES of memory as the leaf of an address; a flat map has its own. Under the heap
+ * lock.
+ */
 void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void *leaf);
 
 /* Point a range, whose leaves exist, at a descriptor. */

@@ -63,7 +63,7 @@ void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_
 	/* Memory that would stick out at the end, or a base that was asked for: begin there. */
 	if (KSLAB_WINDOW_BYTES - (uint64_t)(address - base) < bytes || bytes == 0)
 		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
-	kslab_page_map_init(&heap->map, base);
+	kslab_page_map_init(&heap->map, base, heap->flat_map, heap->flat_map_bytes);
 	heap->window_placed = true;
 }
 
@@ -478,10 +478,13 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 	uintptr_t missing;
 
 	while (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
-		void *leaf = kslab_meta_alloc(heap, KSLAB_LEAF_BYTES, flags, &reason);
+		void *leaf = NULL;
 
-		if (leaf == NULL)
-			return reason;
+		if (!KSLAB_CFG_FLAT_MAP) {
+			leaf = kslab_meta_alloc(heap, KSLAB_LEAF_BYTES, flags, &reason);
+			if (leaf == NULL)
+				return reason;
+		}
 		if (!kslab_heap_lock(heap, &state))
 			/* the leaf is lost to this heap until its end; NMI only */
 			return KSLAB_BUSY;

@@ -324,6 +324,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 	 */
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
+	kslab_heap_set_quick_zone(heap, zone);
 	return KSLAB_OK;
 }
 
@@ -352,12 +353,16 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	}
 	KSLAB_STORE_RELEASE(&heap->parked[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
+	if (cpu == KSLAB_PORT_CPU())
+		kslab_heap_set_quick_zone(heap, &kslab_zone_none);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)0);
 	if (!kslab_heap_lock(heap, &state)) {
 		/* An NMI: as you were. */
 		KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
 		KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
+		if (cpu == KSLAB_PORT_CPU())
+			kslab_heap_set_quick_zone(heap, zone);
 		for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 			KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)z);
 		return KSLAB_BUSY;

@@ -21,7 +21,7 @@ static void begin(void)
 	base = (uintptr_t)KSLAB_WINDOW_BYTES;
 	memset(&map, 0, sizeof(map));
 	memset(leaves, 0x5a, sizeof(leaves));
-	kslab_page_map_init(&map, base);
+	kslab_page_map_init(&map, base, NULL, 0);
 }
 
 /* The addresses round every bound: of grains, leaves, the window, the address space. */
@@ -201,7 +201,7 @@ static void test_a_window_can_step_aside_once_and_keeps_its_entries(void **state
 	assert_true(kslab_page_map_can_step_aside(&map));
 	kslab_page_map_step_aside(&map);
 	second = (uintptr_t)(16 * KSLAB_WINDOW_BYTES);
-	kslab_page_map_init(&map, second);
+	kslab_page_map_init(&map, second, NULL, 0);
 	kslab_page_map_join_side(&map);
 	/* The old entries are found, as before; the new window is empty. */
 	check_range(base + 5 * SPAN + 3 * GRAIN, 2 * GRAIN, &a);
@@ -239,7 +239,7 @@ static void test_an_overlapping_side_window_shares_its_leaves(void **state)
 	kslab_page_map_step_aside(&map);
 	/* The new window begins in the middle of the side window. */
 	base = old - SPAN;
-	kslab_page_map_init(&map, base);
+	kslab_page_map_init(&map, base, NULL, 0);
 	kslab_page_map_join_side(&map);
 	assert_ptr_equal(kslab_page_map_find(&map, old + 3 * GRAIN), &a);
 	assert_true(kslab_page_map_top_index(&map, old) < map.limit);

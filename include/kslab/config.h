@@ -69,6 +69,15 @@
 #endif
 #endif
 
+/*
+ * 1: the leaves of the page map lie side by side in memory that kslab_config.flat_map gives, which
+ * saves each free one of two dependent loads. Price: address space for a pointer per grain of the
+ * window (1/512 of it), of which only what is used has to be backed by memory.
+ */
+#ifndef KSLAB_CFG_FLAT_MAP
+#define KSLAB_CFG_FLAT_MAP 0
+#endif
+
 /* Memory regions a heap can hold (kslab_add_region). Price: 200 bytes each in struct kslab_heap. */
 #ifndef KSLAB_CFG_REGIONS
 #define KSLAB_CFG_REGIONS 8
@@ -94,6 +103,9 @@
 #endif
 #if (KSLAB_CFG_TOP_ENTRIES) < 1 || ((KSLAB_CFG_TOP_ENTRIES) & ((KSLAB_CFG_TOP_ENTRIES)-1)) != 0
 #error "KSLAB_CFG_TOP_ENTRIES: a power of two"
+#endif
+#if KSLAB_CFG_FLAT_MAP != 0 && KSLAB_CFG_FLAT_MAP != 1
+#error "KSLAB_CFG_FLAT_MAP: 0 or 1"
 #endif
 #if KSLAB_CFG_REGIONS < 1 || KSLAB_CFG_REGIONS > 64
 #error "KSLAB_CFG_REGIONS: 1 to 64"

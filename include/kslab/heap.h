@@ -63,10 +63,13 @@ struct kslab_zone {
 #define KSLAB_SIDE_ENTRIES 4
 struct kslab_page_map {
 	uintptr_t base; /* [I] first address of the window */
-	size_t limit; /* [I] entries of top: all, or 0 while there is no window */
+	/* [I] entries of top that can be used: all, what the flat map has; 0: no window yet */
+	size_t limit;
 	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
 	uintptr_t side_base; /* [I] of the side window, where a heap began on a static array */
 	uintptr_t side[KSLAB_SIDE_ENTRIES]; /* [a] its top; side[0] = 0: there is none */
+	/* [I] entry of address 0 in the flat map, if there is one; entries without a leaf: NULL */
+	uintptr_t flat;
 };
 
 /*
@@ -158,6 +161,8 @@ struct kslab_heap {
 	void *source_ctx;
 	kslab_report_fn report;
 	void *report_ctx;
+	void *flat_map; /* of the configuration */
+	size_t flat_map_bytes;
 	bool window_placed; /* map.base is valid */
 	bool packs; /* objects above a page need not be page aligned */
 	/* knobs of config.h, for debuggers (tests/gdb/kslab.py) */

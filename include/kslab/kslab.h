@@ -69,6 +69,12 @@ struct kslab_config {
 	size_t emergency_pages; /* base pages set aside for KSLAB_RESERVE requests */
 	/* in the first address range to manage; 0: found from the first page or region */
 	uintptr_t window_base;
+	/*
+	 * With KSLAB_CFG_FLAT_MAP: zero-filled memory for the page map, aligned to a pointer. The
+	 * window is no longer than its whole leaves, 2^(LEAF_SHIFT - GRAIN_SHIFT) pointers each.
+	 */
+	void *flat_map;
+	size_t flat_map_bytes;
 
 	/*
 	 * Regions only: called with a free run whose contents are not needed; the run MUST read as
@@ -146,7 +152,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
 /*
  * kslab_cpu_offline - hand the pages of a CPU to the others
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
- * CPU 0 stays.
+ * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
+ * again.
  */
 enum kslab_reason kslab_cpu_offline(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);

@@ -10,6 +10,10 @@
  *   between
  *                                 KSLAB_PORT_PIN and KSLAB_PORT_UNPIN. Called on every call: make
  *                                 it cheap.
+ *   KSLAB_PORT_ZONE()             optional: a variable of this CPU's own (per CPU, thread-local) of
+ *                                 type struct kslab_zone *, an lvalue, &kslab_zone_none at first.
+ *                                 kslab keeps in it what it would look up by the CPU number: one
+ *                                 load less a call. Used by the default heap.
  *   KSLAB_PORT_PIN()              keeps the thread on its CPU and unpreempted until UNPIN; empty in
  *   a kernel
  *   KSLAB_PORT_UNPIN()            that never preempts kernel code.
@@ -44,6 +48,10 @@ unsigned kslab_port_cpu(void);
 #define KSLAB_PORT_CPU() kslab_port_cpu()
 #endif
 #endif
+
+struct kslab_zone;
+/* What a CPU has that is not online: owns nothing, always busy. */
+extern struct kslab_zone kslab_zone_none;
 
 #ifndef KSLAB_PORT_PIN
 #define KSLAB_PORT_PIN() ((void)0)

@@ -110,7 +110,7 @@ static void measure(unsigned level, size_t objects)
 	struct kslab_heap *h = &heap[level];
 	size_t bytes = (size_t)2 << 30;
 	void *window = kslab_host_reserve(&bytes);
-	struct kslab_config config = kslab_host_config(window);
+	struct kslab_config config = kslab_host_config(window, bytes);
 	struct kslab_check_result result;
 	double mib, meta, check, plain;
 

@@ -270,7 +270,7 @@ static void start(unsigned level)
 {
 	size_t bytes = (size_t)256 << 20;
 	void *window = kslab_host_reserve(&bytes);
-	struct kslab_config config = kslab_host_config(window);
+	struct kslab_config config = kslab_host_config(window, bytes);
 
 	config.debug_level = level;
 	if (window == NULL || kslab_heap_init(&heap[level], &config) != KSLAB_OK ||

@@ -10,9 +10,10 @@
 
 /*
  * kslab_host_config - what the host's heap is configured with: purge, report hook, alignment
- * Any heap of a test can start from it. base: see kslab_host_reserve.
+ * Any heap of a test can start from it. base, bytes: see kslab_host_reserve. The memory of a flat map
+ * stays for ever.
  */
-struct kslab_config kslab_host_config(void *base);
+struct kslab_config kslab_host_config(void *base, size_t bytes);
 
 /*
  * kslab_host_reserve - address space that becomes memory when it is touched

@@ -44,6 +44,8 @@
 #define PURGE_BYTES ((size_t)64 << 20)
 
 __thread unsigned kslab_host_cpu __attribute__((tls_model("initial-exec"))) = KSLAB_HOST_NO_CPU;
+__thread struct kslab_zone *kslab_host_zone __attribute__((tls_model("initial-exec"))) =
+	&kslab_zone_none;
 
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 static bool started; /* [a] set once, under start_lock */
@@ -95,9 +97,17 @@ void *kslab_host_reserve(size_t *bytes)
 	return NULL;
 }
 
-struct kslab_config kslab_host_config(void *base)
+struct kslab_config kslab_host_config(void *base, size_t bytes)
 {
+	const size_t map_bytes = (bytes >> KSLAB_CFG_GRAIN_SHIFT) * sizeof(void *);
+	void *map = MAP_FAILED;
+
+	if (KSLAB_CFG_FLAT_MAP && base)
+		map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	return (struct kslab_config){
+		.flat_map = map == MAP_FAILED ? NULL : map,
+		.flat_map_bytes = map_bytes,
 		.min_align = 16,
 		.packs = true,
 		.retain_bytes = RETAIN_BYTES,
@@ -205,6 +215,13 @@ static void number_give(unsigned number)
 	pthread_mutex_unlock(&numbers_lock);
 }
 
+/* Numbers that are not online have kslab_zone_none. */
+static void play_cpu(unsigned number)
+{
+	kslab_host_cpu = number;
+	kslab_host_zone = kslab_default_heap.zone[number];
+}
+
 /* A number of its own for this thread, online. Return: false: no number or no memory left. */
 static bool arrive(void)
 {
@@ -212,10 +229,10 @@ static bool arrive(void)
 
 	if (number == NUMBERS)
 		return false;
-	kslab_host_cpu = number;
+	play_cpu(number);
 	/* CPU 0 came online with the heap, and stays when its thread ends. */
 	if (number && kslab_cpu_online(number)) {
-		kslab_host_cpu = KSLAB_HOST_NO_CPU;
+		play_cpu(KSLAB_HOST_NO_CPU);
 		number_give(number);
 		return false;
 	}
@@ -235,7 +252,7 @@ void kslab_host_leave(void)
 		return;
 	if (number)
 		kslab_cpu_offline(number);
-	kslab_host_cpu = KSLAB_HOST_NO_CPU;
+	play_cpu(KSLAB_HOST_NO_CPU);
 	number_give(number);
 }
 
@@ -253,14 +270,14 @@ void kslab_host_enter_slow(void)
 	if (!has_left && arrive())
 		return;
 	pthread_mutex_lock(&shared_lock);
-	kslab_host_cpu = KSLAB_HOST_SHARED_CPU;
+	play_cpu(KSLAB_HOST_SHARED_CPU);
 	if (!shared_online)
 		shared_online = kslab_cpu_online(KSLAB_HOST_SHARED_CPU) == KSLAB_OK;
 }
 
 void kslab_host_exit_slow(void)
 {
-	kslab_host_cpu = KSLAB_HOST_NO_CPU;
+	play_cpu(KSLAB_HOST_NO_CPU);
 	pthread_mutex_unlock(&shared_lock);
 }
 
@@ -318,7 +335,7 @@ static bool start_heap(void)
 {
 	size_t bytes = WINDOW_BYTES;
 	void *window = kslab_host_reserve(&bytes);
-	struct kslab_config config = kslab_host_config(window);
+	struct kslab_config config = kslab_host_config(window, bytes);
 
 	if (!window)
 		return false;

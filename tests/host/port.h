@@ -44,6 +44,11 @@ extern "C" {
 #endif
 #endif
 
+/* 128 MiB of address space for the map of 64 GiB. */
+#if !defined(KSLAB_CFG_FLAT_MAP) && UINTPTR_MAX > 0xffffffffu
+#define KSLAB_CFG_FLAT_MAP 1
+#endif
+
 /*
  * The CPU a thread plays. Threads start as KSLAB_HOST_NO_CPU, which never comes online: they can
  * free, and their first allocation fails, which is the sign for host.h to find them a number.
@@ -54,11 +59,15 @@ extern "C" {
 
 extern __thread unsigned kslab_host_cpu __attribute__((tls_model("initial-exec")));
 
+struct kslab_zone;
+extern __thread struct kslab_zone *kslab_host_zone __attribute__((tls_model("initial-exec")));
+
 #ifndef KSLAB_PORT_CPU
 #if KSLAB_CFG_CPUS == 1
 #define KSLAB_PORT_CPU() 0u
 #else
 #define KSLAB_PORT_CPU() kslab_host_cpu
+#define KSLAB_PORT_ZONE() kslab_host_zone
 #endif
 #endif
 
