@@ -296,13 +296,98 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 	return got;
 }
 
+/* A word of bits that bulk frees are gathered in. */
+struct open_word {
+	struct kslab_page *page;
+	struct kslab_bits *bits; /* NULL: none */
+	kslab_word freed, others;
+};
+
+KSLAB_INLINE void close_word(struct kslab_zone *zone, const struct open_word *open)
+{
+	if (open->bits == NULL)
+		return;
+	KSLAB_STORE_RELAXED(&open->bits->freed, open->freed);
+	if (KSLAB_UNLIKELY(open->freed == ~(kslab_word)0))
+		kslab_sc_word_full(&zone->owner, open->page);
+}
+
+/*
+ * In an entered zone: the first objects, as long as they are of its pages. One store for all that
+ * lie in a word and follow each other. Return: how many.
+ */
+static size_t free_many(struct kslab_heap *heap, struct kslab_zone *zone, size_t count,
+			void *const ptrs[])
+{
+	struct open_word open = { NULL, NULL, 0, 0 };
+	struct kslab_page *page = NULL;
+	uintptr_t last = 0;
+	size_t done;
+
+	for (done = 0; done < count; done++) {
+		uintptr_t address = (uintptr_t)ptrs[done];
+		struct kslab_bits *bits;
+		uint32_t index;
+
+		if (page == NULL || (address ^ last) >> KSLAB_CFG_GRAIN_SHIFT != 0) {
+			page = kslab_page_map_find(&heap->map, address);
+			if ((KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL) != (uintptr_t)zone)
+				break;
+			last = address;
+		}
+		index = kslab_page_index(page, address);
+		if (index >= page->slots)
+			break;
+		bits = &page->bits[index / KSLAB_WORD_BITS];
+		if (bits != open.bits) {
+			close_word(zone, &open);
+			open.bits = NULL;
+			if (kslab_page_state(page) == KSLAB_PAGE_FULL) {
+				/* All are live: the lists must know of the first one at once. */
+				if (!kslab_sc_free_local(&zone->owner, page, index))
+					break;
+				continue;
+			}
+			open.page = page;
+			open.bits = bits;
+			open.freed = bits->freed;
+			open.others = KSLAB_LOAD_RELAXED(&bits->remote) | bits->avail;
+		}
+		if ((open.freed | open.others) & kslab_bit(index))
+			break;
+		open.freed |= kslab_bit(index);
+	}
+	close_word(zone, &open);
+	return done;
+}
+
 void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptrs[])
 {
-	for (size_t i = 0; i < count; i++) {
-		if (heap->debug_level == 0)
-			kslab_heap_free_fast(heap, ptrs[i], KSLAB_CALLER());
-		else
-			kslab_debug_free_any(ptrs[i], heap, KSLAB_CALLER());
+	const void *caller = KSLAB_CALLER();
+
+	for (size_t i = 0; i < count;) {
+		struct kslab_zone *zone;
+		size_t done = 0;
+
+		if (heap->debug_level != 0) {
+			kslab_debug_free_any(ptrs[i++], heap, caller);
+			continue;
+		}
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_enter(heap);
+		if (zone != NULL)
+			done = free_many(heap, zone, count - i, ptrs + i);
+		i += done;
+		if (done != 0) {
+			kslab_heap_leave(heap, zone, caller);
+		} else { /* a refusal changes nothing: what else is due waits */
+			if (zone != NULL)
+				kslab_zone_leave(zone);
+			KSLAB_PORT_UNPIN();
+		}
+		/* What stopped it: another CPU's page, or a bad pointer. */
+		if (i < count)
+			kslab_heap_free_fast(heap, ptrs[i++], caller);
 	}
 }
 

@@ -476,6 +476,57 @@ static void test_free_bulk_frees_the_good_ones_around_a_bad_one(void **state)
 	testing_end(&t);
 }
 
+static void shuffle(struct testing_random *random, void *objects[], size_t count)
+{
+	for (size_t i = count; i > 1; i--) {
+		size_t k = testing_random_below(random, i);
+		void *p = objects[k];
+
+		objects[k] = objects[i - 1];
+		objects[i - 1] = p;
+	}
+}
+
+/* Full pages, partly freed ones, several classes, large blocks; some pointers come twice. */
+static void test_free_bulk_judges_each_pointer_as_free_does(void **state)
+{
+	static const size_t sizes[] = { 8, 64, 64, 64, 256, 2048, 20000 };
+	struct testing_random random = testing_seed("free_bulk", 29);
+	static void *objects[1200];
+	struct kslab_stats stats;
+
+	(void)state;
+	for (unsigned round = 0; round < 60; round++) {
+		size_t count = 1 + testing_random_below(&random, round % 2 != 0 ? 1000 : 30),
+		       twice = testing_random_below(&random, 4), given = count + twice;
+
+		testing_begin(&t, &defaults);
+		for (size_t i = 0; i < count; i++) {
+			size_t n = sizes[testing_random_below(&random, TESTING_COUNT(sizes))];
+
+			objects[i] = kslab_heap_malloc(&t.heap, n);
+			assert_non_null(objects[i]);
+		}
+		for (size_t i = 0; i < twice; i++)
+			objects[count + i] = objects[i % count];
+		if (round % 3 != 0)
+			shuffle(&random, objects, given);
+		for (size_t from = 0; from < given;) {
+			size_t n = 1 + testing_random_below(&random, given - from);
+
+			kslab_heap_free_bulk(&t.heap, n, objects + from);
+			from += n;
+			t.faults = t.recorder.count;
+			testing_step(&t);
+		}
+		assert_int_equal(t.recorder.count, twice);
+		assert_int_equal(t.recorder.kinds[KSLAB_FAULT_DOUBLE_FREE], twice);
+		kslab_heap_stats(&t.heap, &stats);
+		assert_int_equal(stats.live_objects + stats.large_blocks, 0);
+		testing_end(&t);
+	}
+}
+
 /* ---- pressure -------------------------------------------------------------------------------- */
 
 static void test_after_a_reserve_allocations_need_no_page_source(void **state)
@@ -735,6 +786,7 @@ int main(void)
 		cmocka_unit_test(test_bulk_gives_as_many_as_asked_and_each_only_once),
 		cmocka_unit_test(test_bulk_stops_where_memory_ends_and_says_why),
 		cmocka_unit_test(test_free_bulk_frees_the_good_ones_around_a_bad_one),
+		cmocka_unit_test(test_free_bulk_judges_each_pointer_as_free_does),
 		cmocka_unit_test(test_after_a_reserve_allocations_need_no_page_source),
 		cmocka_unit_test(test_a_reserve_beyond_memory_is_refused_with_a_reason),
 		cmocka_unit_test(test_nowait_does_not_call_the_source),

@@ -239,7 +239,10 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n);
 size_t kslab_malloc_bulk(size_t n, size_t count, void *out[]);
 size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, void *out[]);
 
-/* Frees each; one that is refused is reported, the others are freed. */
+/*
+ * Frees each; one that is refused is reported, the others are freed. They are all free when it
+ * returns: another CPU's free of one of them meanwhile may be found to be the second one late.
+ */
 void kslab_free_bulk(size_t count, void *const ptrs[]);
 void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptrs[]);
 
