@@ -173,6 +173,8 @@ void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t co
  * The page source has failed: take back what lies idle. Return: true if it is worth trying again.
  */
 bool kslab_heap_relieve(struct kslab_heap *heap);
+/* Purge the base pages inside this CPU's object pages of which all slots are free. O(pages). */
+void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller);
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
 

@@ -271,6 +271,8 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 		released += reclaim_limbo(heap, pages - released);
 	if (released < pages)
 		KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
+	if (released < pages)
+		kslab_heap_purge_pages(heap, KSLAB_CALLER());
 	if (heap->purge != NULL)
 		kslab_source_purge(heap, 0);
 	return released;

@@ -77,8 +77,8 @@ struct kslab_config {
 	size_t flat_map_bytes;
 
 	/*
-	 * Regions only: called with a free run whose contents are not needed; the run MUST read as
-	 * zero after. With a purge callback, regions MUST read as zero when they are added.
+	 * Regions only: called with a run that holds no live object, of free pages or inside an
+	 * object page; it MUST read as zero after. With a purge callback, regions MUST read as zero when they are added.
 	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	size_t purge_bytes; /* free memory a region may hold before purge is called; 0: 8 MiB */
@@ -262,7 +262,9 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 /*
  * kslab_reclaim - give back up to `pages` base pages that hold no live object
  * Takes from this CPU now; asks the other CPUs, which serve it at their next slow path or
- * kslab_idle. Return: base pages given back by this call. Complexity: O(pages of this CPU).
+ * kslab_idle. With a purge callback, and if that was not enough, base pages of regions are purged
+ * inside object pages, too, where they hold no live object. Return: base pages given back by this
+ * call, purged ones not counted. Complexity: O(pages of this CPU).
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
