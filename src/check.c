@@ -104,7 +104,8 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 	struct run_sum empty = { 0 };
 	const struct kslab_page *where;
 	struct kslab_sc *sc;
-	size_t spare_run = 0;
+	size_t spare_run = 0, pages = 0;
+	const char *mail;
 
 	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
 		spare_run += zone->spare[i]->slots;
@@ -124,7 +125,11 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 		else
 			kslab_sc_each(sc, check_page, checking);
 		kslab_sc_each(sc, add_run, &empty);
+		pages += sc->pages;
 	}
+	mail = kslab_sc_verify_mail(&zone->owner, pages + checking->heap->fenced_pages, &where);
+	if (mail != NULL)
+		wrong(checking, mail, where);
 	if (empty.run != zone->owner.empty_run)
 		wrong(checking, "count of empty pages of a zone is wrong", NULL);
 }

@@ -361,15 +361,12 @@ static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc,
 	       has_sound_ends(heap, &sc->empty, suspect);
 }
 
-/* Take the mail out, drop what is no sound page, put the rest back. Return: true: all was well. */
-static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
+/* Drop what is no sound page from a chain of mail, put the rest back. Return: true: all was well. */
+static bool sift_chain(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page)
 {
-	struct kslab_page *page, *next;
+	struct kslab_page *next;
 	bool sound = true;
 
-	if (KSLAB_LOAD_RELAXED(&zone->owner.mailbox) == NULL)
-		return true;
-	page = KSLAB_EXCHANGE_ACQUIRE(&zone->owner.mailbox, (struct kslab_page *)NULL);
 	for (; page != NULL; page = next) {
 		struct kslab_page *head = KSLAB_LOAD_RELAXED(&zone->owner.mailbox);
 
@@ -389,6 +386,19 @@ static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
 		} while (!KSLAB_CAS_RELEASE(&zone->owner.mailbox, &head, page));
 	}
 	return sound;
+}
+
+static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	struct kslab_page *waiting = zone->owner.mail, *fresh;
+	bool sound;
+
+	if (!kslab_sc_has_mail(&zone->owner))
+		return true;
+	fresh = KSLAB_EXCHANGE_ACQUIRE(&zone->owner.mailbox, (struct kslab_page *)NULL);
+	KSLAB_STORE_RELAXED(&zone->owner.mail, (struct kslab_page *)NULL);
+	sound = sift_chain(heap, zone, waiting);
+	return sift_chain(heap, zone, fresh) && sound;
 }
 
 void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone)

@@ -47,9 +47,9 @@
  * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's
  *     CPU writes it; an interrupt leaves it as it found it.
  * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED,
- *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox or on its way
- *     there, does not change hands, and is not released. ARMED goes to QUEUED (by a freer) or IDLE
- *     (by the owner) by compare-and-swap only.
+ *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox, on its way there,
+ *     or out of it in owner->mail and not taken in yet; it does not change hands, and is not
+ *     released. ARMED goes to QUEUED (by a freer) or IDLE (by the owner) by compare-and-swap only.
  * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner
  *     of one whose page has gone. The worst is a spurious mail to the next owner, which harvests
  *     nothing and arms again.
@@ -65,6 +65,19 @@
  * with every order weakened in turn. What can't be decided: a second free whose fetch_or lands
  * after the slot was harvested and issued again; that is a free of the new object (misuse row 3),
  * and debug level 2 catches it.
+ *
+ * ---- Worst case ---------------------------------------------------------------------------------
+ *
+ * What waits is done in steps: a call does a few, and the next slow paths the rest, so that no call
+ * is longer because the heap is larger (tests/worst counts). kslab.h says at each function what is
+ * left to whom.
+ *
+ * Mail. An allocation that has used its page up takes in the mail of KSLAB_MAIL_MOST pages; the
+ * others wait, QUEUED, in owner->mail. It makes a page while mail waits only if none of those was of
+ * its class, so of M pages with mail it takes in at least as many times KSLAB_MAIL_MOST as it makes
+ * pages: at most M / KSLAB_MAIL_MOST pages more than if it took in all, and mail does not pile up: a
+ * page gets there once each time it was used up, and each page that is used up takes several out. If
+ * no page is to be had, it takes in all before it says so.
  *
  * ---- Interrupts ---------------------------------------------------------------------------------
  *
@@ -331,7 +344,7 @@ void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone)
 
 	if (heap->debug_level != 0)
 		kslab_fence_zone(heap, zone);
-	kslab_sc_drain(&zone->owner);
+	kslab_sc_drain(&zone->owner, KSLAB_MAIL_ALL);
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
 		if (sc->page != NULL) {
 			kslab_page_harvest(&zone->owner, sc->page);
@@ -664,7 +677,7 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		    kslab_limbo_adopt(heap, zone, request->cls))
 			object = kslab_sc_next(&zone->owner, sc);
 		pages_so_far = sc->pages;
-		has_more = kslab_sc_has_more(sc);
+		has_more = kslab_sc_has_more(&zone->owner, sc);
 		kslab_heap_leave(heap, zone, request->caller);
 		if (object != NULL)
 			return object;

@@ -61,7 +61,7 @@ static void move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 {
 	struct kslab_sc *sc;
 
-	kslab_sc_drain(&zone->owner);
+	kslab_sc_drain(&zone->owner, KSLAB_MAIL_ALL);
 	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
 		struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
 
@@ -126,7 +126,7 @@ static void tend_limbo(struct kslab_heap *heap)
 	struct kslab_zone **link = &heap->lingering;
 	size_t pages = 0;
 
-	kslab_sc_drain(&heap->limbo->owner);
+	kslab_sc_drain(&heap->limbo->owner, KSLAB_MAIL_ALL);
 	while (*link != NULL) {
 		struct kslab_zone *zone = *link;
 		size_t held;
@@ -214,12 +214,11 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	 * look closer.
 	 */
 	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1) &&
-	    KSLAB_LOAD_RELAXED(&limbo->owner.mailbox) == NULL &&
-	    KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
+	    !kslab_sc_has_mail(&limbo->owner) && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
 		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
-	if (KSLAB_LOAD_RELAXED(&heap->limbo->owner.mailbox) != NULL || heap->lingering != NULL)
+	if (kslab_sc_has_mail(&heap->limbo->owner) || heap->lingering != NULL)
 		tend_limbo(heap);
 	sc = &heap->limbo->sc[cls];
 	for (page = sc->partial.head; page != NULL && !adopted;
@@ -403,7 +402,8 @@ static void look_for_mail(void *ctx, struct kslab_zone *zone)
 {
 	bool *has_mail = ctx;
 
-	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL)
+	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL ||
+	    KSLAB_LOAD_RELAXED(&zone->owner.mail) != NULL)
 		*has_mail = true;
 }
 
@@ -438,7 +438,7 @@ void kslab_heap_idle(struct kslab_heap *heap)
 		if (pending)
 			kslab_zone_collect(heap, zone);
 		else
-			kslab_sc_drain(&zone->owner);
+			kslab_sc_drain(&zone->owner, KSLAB_MAIL_ALL);
 		kslab_heap_leave(heap, zone, KSLAB_CALLER());
 	}
 }

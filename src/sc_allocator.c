@@ -143,8 +143,8 @@ void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 			else
 				kslab_sc_retire(owner, sc);
 		}
-		if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&owner->mailbox) != NULL))
-			kslab_sc_drain(owner);
+		if (KSLAB_UNLIKELY(kslab_sc_has_mail(owner)) && turn == 0)
+			kslab_sc_drain(owner, KSLAB_MAIL_MOST);
 		page = sc->partial.head != NULL ? sc->partial.head : sc->empty.head;
 		if (page == NULL)
 			return NULL;
@@ -186,15 +186,27 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 	make_empty(owner, page);
 }
 
-size_t kslab_sc_drain(struct kslab_owner *owner)
+size_t kslab_sc_drain(struct kslab_owner *owner, size_t most)
 {
-	/* Pairs with the release CAS of mail_page: the links, and what the freer wrote before. */
-	struct kslab_page *page =
-		KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox, (struct kslab_page *)NULL);
+	struct kslab_page *page = KSLAB_LOAD_RELAXED(&owner->mail);
+	bool is_new = false;
 	size_t pages = 0;
 
-	while (page != NULL) {
-		struct kslab_page *next = KSLAB_LOAD_RELAXED(&page->mail_next);
+	while (pages != most) {
+		struct kslab_page *next;
+
+		if (page == NULL) {
+			if (is_new)
+				break;
+			/*
+			 * Once, so that it ends. Pairs with the release CAS of mail_page: the
+			 * links, and what the freer wrote before.
+			 */
+			page = KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox, (struct kslab_page *)NULL);
+			is_new = true;
+			continue;
+		}
+		next = KSLAB_LOAD_RELAXED(&page->mail_next);
 
 		/*
 		 * Before the harvest: a freer that comes later finds IDLE, or the page armed again.
@@ -207,6 +219,8 @@ size_t kslab_sc_drain(struct kslab_owner *owner)
 		pages++;
 		page = next;
 	}
+	/* The rest stays QUEUED: it does not change hands, and no freer queues it again. */
+	KSLAB_STORE_RELAXED(&owner->mail, page);
 	return pages;
 }
 
@@ -373,6 +387,23 @@ const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_
 	return NULL;
 }
 
+const char *kslab_sc_verify_mail(const struct kslab_owner *owner, size_t pages,
+				 const struct kslab_page **where)
+{
+	const struct kslab_page *page = KSLAB_LOAD_RELAXED(&owner->mail);
+
+	for (; page != NULL; page = KSLAB_LOAD_RELAXED(&page->mail_next), pages--) {
+		*where = page;
+		if (pages == 0)
+			return "mail that waits has no end";
+		if (KSLAB_LOAD_RELAXED(&page->mail) != KSLAB_MAIL_QUEUED)
+			return "mail waits of a page that is not queued"; /* I6 */
+		if (kslab_page_owner(page) != owner)
+			return "mail waits of a page of another owner"; /* I6 */
+	}
+	return NULL;
+}
+
 /* ---- the bare SCAllocator: in-page descriptors ----------------------------------------------- */
 
 #define IN_PAGE_MIN_BYTES 512u
@@ -475,7 +506,7 @@ enum kslab_allocation_error kslab_sc_allocate(struct kslab_sc_allocator *sc,
 	*object = kslab_sc_pop(&sc->core);
 	while (*object == NULL) {
 		*object = kslab_sc_next(&sc->owner, &sc->core);
-		if (*object == NULL && !kslab_sc_has_more(&sc->core))
+		if (*object == NULL && !kslab_sc_has_more(&sc->owner, &sc->core))
 			break;
 	}
 	return *object != NULL ? KSLAB_ALLOCATION_OK : KSLAB_OUT_OF_MEMORY;
@@ -552,7 +583,7 @@ enum kslab_allocation_error kslab_sc_refill(struct kslab_sc_allocator *sc, void 
 /* Look at everything again: mail, partial pages, the current page. */
 static void rebalance(struct kslab_sc_allocator *sc)
 {
-	kslab_sc_drain(&sc->owner);
+	kslab_sc_drain(&sc->owner, KSLAB_MAIL_ALL);
 	if (sc->core.page != NULL) {
 		kslab_page_harvest(&sc->owner, sc->core.page);
 		kslab_sc_retire(&sc->owner, &sc->core);
@@ -621,5 +652,6 @@ bool kslab_sc_check(struct kslab_sc_allocator *sc)
 {
 	const struct kslab_page *where;
 
-	return kslab_sc_verify(&sc->owner, &sc->core, &where) == NULL;
+	return kslab_sc_verify(&sc->owner, &sc->core, &where) == NULL &&
+	       kslab_sc_verify_mail(&sc->owner, sc->core.pages, &where) == NULL;
 }

@@ -81,18 +81,26 @@ KSLAB_INLINE void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc
 	return NULL;
 }
 
+/* Mail waits, in the mailbox or out of it. One branch: it is asked at every turn of pages. */
+KSLAB_INLINE bool kslab_sc_has_mail(const struct kslab_owner *owner)
+{
+	return ((uintptr_t)KSLAB_LOAD_RELAXED(&owner->mailbox) |
+		(uintptr_t)KSLAB_LOAD_RELAXED(&owner->mail)) != 0;
+}
+
 /*
  * The rest of an allocation when the cached word is used up: next word, remote frees, mail, the
  * next partial pages, an empty page. Return: an object, or NULL: a refill is needed, or, if
- * kslab_sc_has_more, another call: each looks at a few pages only. O(words of a page) + O(mailed
- * pages).
+ * kslab_sc_has_more, another call: each takes in KSLAB_MAIL_MOST pages of mail at most, and looks
+ * at a few pages only. O(words of a page).
  */
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc);
 
 /* After kslab_sc_next found nothing: there are pages that it did not get to. */
-KSLAB_INLINE bool kslab_sc_has_more(const struct kslab_sc *sc)
+KSLAB_INLINE bool kslab_sc_has_more(const struct kslab_owner *owner, const struct kslab_sc *sc)
 {
-	return sc->page != NULL || sc->partial.head != NULL || sc->empty.head != NULL;
+	return sc->page != NULL || sc->partial.head != NULL || sc->empty.head != NULL ||
+	       kslab_sc_has_mail(owner);
 }
 
 /* Free a slot of the owner's page in any state. Return: false: double free, nothing changed. */
@@ -105,8 +113,13 @@ void kslab_sc_word_full(struct kslab_owner *owner, struct kslab_page *page);
 void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page,
 		     uintptr_t tags);
 
-/* Take in what the mailbox holds. Return: pages that had mail. */
-size_t kslab_sc_drain(struct kslab_owner *owner);
+/*
+ * Take in mail, that of `most` pages at most: what is left of an earlier time first, then what the
+ * mailbox holds now. Return: pages that had mail.
+ */
+#define KSLAB_MAIL_MOST 8u /* of an allocation */
+#define KSLAB_MAIL_ALL SIZE_MAX
+size_t kslab_sc_drain(struct kslab_owner *owner, size_t most);
 
 /* Harvest the partial pages of a class; those without live objects become empty. O(pages). */
 void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc);
@@ -133,6 +146,13 @@ bool kslab_sc_move(struct kslab_owner *from, struct kslab_page *page, struct ksl
  */
 const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_sc *sc,
 			    const struct kslab_page **where);
+
+/*
+ * What came out of the mailbox and is not taken in yet is QUEUED and the owner's. @pages: that it
+ * has. Return: NULL, or what is wrong, *where: which page.
+ */
+const char *kslab_sc_verify_mail(const struct kslab_owner *owner, size_t pages,
+				 const struct kslab_page **where);
 
 /* Calls fn for every page of the class. */
 void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page),

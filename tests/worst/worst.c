@@ -865,10 +865,10 @@ static void bulk_mail(size_t pages)
 	struct kslab_config config = plain();
 
 	begin(&config);
-	fill(512, pages + 1);
+	fill(512, pages + BULK * 8 + 1);
 	objects -= 8;
 	ELSEWHERE(1, free_each(512, 3));
-	STEP(kslab_malloc_bulk(512, least(pages, BULK), bulk));
+	STEP(kslab_malloc_bulk(512, BULK, bulk));
 }
 
 static void bulk_free_first(size_t pages)
@@ -1023,7 +1023,7 @@ static const struct scene {
 	{ "kslab_malloc", "hot path", malloc_hot, 40, 0 },
 	{ "kslab_malloc", "next partial page, last of 8 words", malloc_next_page, 1500, 0 },
 	{ "kslab_malloc", "remote frees in each word", malloc_harvest, 1500, 0 },
-	{ "kslab_malloc", "all pages have mail", malloc_mail, OPEN, 0 },
+	{ "kslab_malloc", "all pages have mail", malloc_mail, 10000, 0 },
 	{ "kslab_malloc", "a page is made", malloc_make, 6000, LEAF },
 	{ "kslab_malloc", "a page of up to 64 KiB is made", malloc_make_long, 6000, LEAF },
 	{ "kslab_malloc", "pages 2 MiB apart, each with a leaf", malloc_make_spread, OPEN, OPEN },
@@ -1061,7 +1061,7 @@ static const struct scene {
 	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
 	{ "malloc_bulk 16", "each makes a page", bulk_make, BULK * 2000, LEAF },
-	{ "malloc_bulk 16", "all pages have mail", bulk_mail, OPEN, 0 },
+	{ "malloc_bulk 16", "all pages have mail", bulk_mail, BULK * 3000, 0 },
 	{ "free_bulk 16", "each into a full page", bulk_free_first, BULK * 400, 0 },
 	{ "free_bulk 16", "each empties a page, which goes", bulk_free_trim, BULK * 2500, 0 },
 	{ "kslab_reclaim 1", "partial pages", reclaim_partial, PAGES, 0 },
