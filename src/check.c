@@ -103,7 +103,7 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 	struct checking *checking = ctx;
 	struct run_sum empty = { 0 };
 	const struct kslab_page *where;
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 	size_t spare_run = 0, pages = 0;
 	const char *mail;
 
@@ -117,7 +117,7 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 		wrong(checking, "count of spare pages of a zone is wrong", NULL);
 	if (zone->heap != checking->heap)
 		wrong(checking, "a zone belongs to another heap", NULL);
-	for (unsigned i = 0; (sc = kslab_zone_sc(checking->heap, zone, i)) != NULL; i++) {
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL) {
 		const char *what = kslab_sc_verify(&zone->owner, sc, &where);
 
 		if (what != NULL)
@@ -208,10 +208,9 @@ static void walk_page(void *ctx, const struct kslab_page *page)
 static void walk_zone(void *ctx, struct kslab_zone *zone)
 {
 	struct walk *walk = ctx;
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 
-	for (unsigned i = 0; (sc = kslab_zone_sc(walk->heap, zone, i)) != NULL && !walk->stopped;
-	     i++)
+	while (!walk->stopped && (sc = kslab_zone_next_sc(zone, sc)) != NULL)
 		kslab_sc_each(sc, walk_page, walk);
 }
 

@@ -30,7 +30,7 @@ static struct kslab_page *take_from_level(struct kslab_heap *heap, unsigned leve
 	zone->owner.reserve_run = 0;
 	page = kslab_zone_take_spare(zone);
 	if (page == NULL)
-		page = kslab_zone_take_empty(heap, zone);
+		page = kslab_zone_take_empty(heap, zone, KSLAB_ALL);
 	kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
 	return page;
 }
@@ -59,15 +59,12 @@ static size_t reclaim_here(struct kslab_heap *heap, size_t want)
 /* Move what a zone without a CPU holds into limbo. Under the lock. Pages that are QUEUED stay. */
 static void move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 {
-	struct kslab_sc *sc;
-
-	kslab_sc_drain(&zone->owner, KSLAB_MAIL_ALL);
-	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+	kslab_sc_drain(&zone->owner, KSLAB_ALL);
+	/* Caches' pages wait for the CPU to come back, or for the cache's end. */
+	for (unsigned i = 0; i < KSLAB_CLASSES; i++) {
+		struct kslab_sc *sc = &zone->sc[i];
 		struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
 
-		/* Caches' pages wait for the CPU to come back, or for the cache's end. */
-		if (i >= KSLAB_CLASSES)
-			break;
 		kslab_sc_retire(&zone->owner, sc);
 		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
 			struct kslab_page *page = lists[l]->head, *next;
@@ -126,7 +123,7 @@ static void tend_limbo(struct kslab_heap *heap)
 	struct kslab_zone **link = &heap->lingering;
 	size_t pages = 0;
 
-	kslab_sc_drain(&heap->limbo->owner, KSLAB_MAIL_ALL);
+	kslab_sc_drain(&heap->limbo->owner, KSLAB_ALL);
 	while (*link != NULL) {
 		struct kslab_zone *zone = *link;
 		size_t held;
@@ -187,7 +184,7 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 			tend_limbo(heap);
 			kslab_zone_collect(heap, heap->limbo);
 		}
-		page = kslab_zone_take_empty(heap, heap->limbo);
+		page = kslab_zone_take_empty(heap, heap->limbo, KSLAB_ALL);
 		if (page != NULL)
 			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
 		unlock_reporting(heap, &state);
@@ -438,8 +435,9 @@ void kslab_heap_idle(struct kslab_heap *heap)
 		if (pending)
 			kslab_zone_collect(heap, zone);
 		else
-			kslab_sc_drain(&zone->owner, KSLAB_MAIL_ALL);
-		kslab_heap_leave(heap, zone, KSLAB_CALLER());
+			kslab_sc_drain(&zone->owner, KSLAB_ALL);
+		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
+		kslab_heap_trim_all(heap, level);
 	}
 }
 
@@ -461,7 +459,8 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 			continue;
 		}
 		kslab_zone_collect(heap, zone);
-		kslab_heap_leave(heap, zone, KSLAB_CALLER());
+		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
+		kslab_heap_trim_all(heap, level);
 	}
 	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 && kslab_heap_lock(heap, &state)) {
 		tend_limbo(heap);
@@ -513,12 +512,10 @@ bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_requ
 		if (zone != NULL)
 			sc = kslab_request_sc(zone, request);
 		if (sc == NULL) {
-			unsigned index = zone != NULL ? kslab_zone_index(zone) : 0;
-
 			if (zone != NULL)
 				kslab_zone_leave(zone);
 			KSLAB_PORT_UNPIN();
-			reason = zone != NULL ? kslab_cache_add_zone(heap, request, index)
+			reason = zone != NULL ? kslab_cache_add_zone(heap, request, zone)
 					      : kslab_heap_add_level(heap, request->flags);
 			if (reason == KSLAB_OK)
 				continue;

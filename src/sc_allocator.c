@@ -62,6 +62,7 @@ static void make_empty(struct kslab_owner *owner, struct kslab_page *page)
 	kslab_page_list_insert_head(&page->sc->empty, page);
 	page->sc->empty_pages++;
 	owner->empty_run += page->pages;
+	owner->emptied = page->sc;
 }
 
 /* To the tail: a page that got its first free slot gathers more of them before its turn comes. */
@@ -240,6 +241,48 @@ void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc)
 	 */
 	for (page = sc->empty.head; page != NULL; page = kslab_page_list_after(&sc->empty, page))
 		kslab_page_harvest(owner, page);
+}
+
+/* One page of a sweep: the head. It goes to the tail, so that a round leaves the order as it was. */
+static void sweep_head(struct kslab_owner *owner, struct kslab_sc *sc)
+{
+	struct kslab_page *page = sc->partial.head;
+
+	sc->partial.head = page->next;
+	kslab_page_harvest(owner, page);
+	if (kslab_page_is_empty(page))
+		make_empty(owner, page);
+	owner->sweep_left = page == owner->sweep_end ? 0 : owner->sweep_left - 1;
+}
+
+void kslab_sc_sweep_begin(struct kslab_owner *owner, struct kslab_sc *sc)
+{
+	const struct kslab_page *head = sc->partial.head;
+
+	owner->swept = sc;
+	owner->sweep_end = head != NULL ? head->prev : NULL;
+	/* The end may leave the list while the sweep waits: no more than there can be. */
+	owner->sweep_left = head != NULL ? sc->pages - sc->empty_pages : 0;
+}
+
+void kslab_sc_sweep_end(struct kslab_owner *owner)
+{
+	owner->swept = NULL;
+	owner->sweep_end = NULL;
+	owner->sweep_left = owner->sweep_epoch = 0;
+}
+
+size_t kslab_sc_sweep_some(struct kslab_owner *owner, size_t most)
+{
+	size_t pages = 0;
+
+	for (; pages != most && owner->sweep_left != 0; pages++) {
+		if (owner->swept->partial.head == NULL)
+			owner->sweep_left = 0;
+		else
+			sweep_head(owner, owner->swept);
+	}
+	return pages;
 }
 
 void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)
@@ -583,7 +626,7 @@ enum kslab_allocation_error kslab_sc_refill(struct kslab_sc_allocator *sc, void 
 /* Look at everything again: mail, partial pages, the current page. */
 static void rebalance(struct kslab_sc_allocator *sc)
 {
-	kslab_sc_drain(&sc->owner, KSLAB_MAIL_ALL);
+	kslab_sc_drain(&sc->owner, KSLAB_ALL);
 	if (sc->core.page != NULL) {
 		kslab_page_harvest(&sc->owner, sc->core.page);
 		kslab_sc_retire(&sc->owner, &sc->core);

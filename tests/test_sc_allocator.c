@@ -601,7 +601,7 @@ static void test_used_up_pages_wait_for_their_next_turn(void **state)
 	}
 	for (unsigned i = 0; i < PAGES; i++)
 		assert_int_equal(kslab_sc_deallocate(&sc, first[i], any), KSLAB_ALLOCATION_OK);
-	kslab_sc_drain(&sc.owner, KSLAB_MAIL_ALL);
+	kslab_sc_drain(&sc.owner, KSLAB_ALL);
 	for (unsigned i = 0; i < PAGES; i++) {
 		assert_int_equal(kslab_sc_allocate(&sc, any, &first[i]), KSLAB_ALLOCATION_OK);
 		assert_true(kslab_sc_check(&sc));
@@ -685,7 +685,7 @@ static void make_scene(void)
 	/* Page 0 partial, page 1 full, page 2 current with one slot free, page 3 empty. */
 	assert_int_equal(kslab_sc_refill(&sc, tiny[3]), KSLAB_ALLOCATION_OK);
 	assert_int_equal(kslab_sc_deallocate(&sc, objects[0], any), KSLAB_ALLOCATION_OK);
-	assert_int_equal(kslab_sc_drain(&sc.owner, KSLAB_MAIL_ALL), 1);
+	assert_int_equal(kslab_sc_drain(&sc.owner, KSLAB_ALL), 1);
 	assert_true(kslab_sc_check(&sc));
 	assert_int_equal(length_of(&sc.core.partial), 1);
 	assert_int_equal(length_of(&sc.core.full), 1);

@@ -21,6 +21,7 @@
 #define KSLAB_ROUTE_MAX_BYTES 2048u /* sizes up to here are routed by one table look-up */
 
 struct kslab_heap;
+struct kslab_cache_zone;
 
 /* Counters a zone keeps; they cost nothing on the fast path. They wrap at 2^64. All [o]. */
 struct kslab_zone_counters {
@@ -53,6 +54,8 @@ struct kslab_zone {
 	size_t spare_run; /* [o] base pages in them */
 	/* [l] next zone without a CPU that still holds QUEUED pages */
 	struct kslab_zone *lingering;
+	/* [a] its parts of object caches, chained; those of caches that have ended stay for others */
+	struct kslab_cache_zone *caches;
 	struct kslab_sc sc[KSLAB_CLASSES] __attribute__((aligned(64)));
 };
 

@@ -115,7 +115,17 @@ struct kslab_owner {
 	 * looked at together with it, hence here
 	 */
 	struct kslab_page *mail;
-	uintptr_t reserved2[64 / sizeof(uintptr_t) - 2];
+	/* [o] for giving pages back: class whose empty pages go next; whose page became empty last */
+	struct kslab_sc *looked, *emptied;
+	/*
+	 * [o] a sweep of the partial pages: the class that it has come to (NULL: none began), that
+	 * class's last page then (it may be gone since: compared, not followed), pages to look at
+	 */
+	struct kslab_sc *swept;
+	const struct kslab_page *sweep_end;
+	uint32_t sweep_left;
+	uint32_t sweep_epoch; /* [o] reclaim request that it serves */
+	uintptr_t reserved2[(64 - 8) / sizeof(uintptr_t) - 6];
 } __attribute__((aligned(64)));
 
 /*

@@ -123,7 +123,7 @@ void free_local(unsigned o, unsigned p, unsigned s)
 
 void drain(unsigned o)
 {
-	kslab_sc_drain(&world.owner[o], KSLAB_MAIL_ALL);
+	kslab_sc_drain(&world.owner[o], KSLAB_ALL);
 }
 
 void drain_one(unsigned o)
@@ -135,7 +135,7 @@ void collect(unsigned o)
 {
 	struct kslab_sc *sc = sc_of(o);
 
-	kslab_sc_drain(&world.owner[o], KSLAB_MAIL_ALL);
+	kslab_sc_drain(&world.owner[o], KSLAB_ALL);
 	if (sc->page != NULL) {
 		kslab_page_harvest(&world.owner[o], sc->page);
 		kslab_sc_retire(&world.owner[o], sc);
