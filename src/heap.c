@@ -85,6 +85,8 @@
  * stopped; a zone has served a request when a sweep that began after it is through and no empty page
  * is left. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on
  * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's memory.
+ * Large blocks freed in an NMI go two with each that is freed outside; a region with more than
+ * purge_bytes of free memory to purge is purged of a few pieces at each free, down to half of that.
  *
  * ---- Interrupts ---------------------------------------------------------------------------------
  *

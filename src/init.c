@@ -383,7 +383,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	report.count = heap->large_blocks;
 	kslab_heap_each_zone(heap, count_live, &report);
 	if (report.count != 0) {

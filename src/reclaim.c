@@ -244,7 +244,7 @@ bool kslab_heap_relieve(struct kslab_heap *heap)
 
 	if (KSLAB_PORT_IN_NMI())
 		return false;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
@@ -259,7 +259,7 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return 0;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, pages);
@@ -419,7 +419,7 @@ void kslab_heap_idle(struct kslab_heap *heap)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	pending = !is_balanced(heap);
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
@@ -448,7 +448,7 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return true;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
 
@@ -468,7 +468,7 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 		unlock_reporting(heap, &state);
 	}
 	kslab_heap_each_zone(heap, look_for_mail, &has_mail);
-	return !has_mail && is_balanced(heap) && KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
+	return !has_mail && is_balanced(heap) && !kslab_large_has_deferred(heap);
 }
 
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)

@@ -251,6 +251,96 @@ static void test_empty_pages_are_found_among_many_caches(void **state)
 	end();
 }
 
+/* ---- large blocks and regions ---------------------------------------------------------------- */
+
+static void test_blocks_freed_in_an_nmi_go_two_with_each_that_is_freed_outside(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE };
+	void *block[16], *more[16];
+	size_t before;
+
+	(void)state;
+	begin(&config, 1);
+	for (unsigned i = 0; i < 16; i++) {
+		block[i] = take(5 * PAGE);
+		more[i] = take(5 * PAGE);
+	}
+	fake_nmi = 1;
+	for (unsigned i = 0; i < 16; i++)
+		kslab_heap_free(&t.heap, block[i]);
+	fake_nmi = 0;
+	for (unsigned i = 0; i < 16; i++) {
+		before = t.source.pages_out;
+		assert_true(kslab_large_has_deferred(&t.heap) == (i < 8));
+		kslab_heap_free(&t.heap, more[i]);
+		assert_int_equal(before - t.source.pages_out, i < 8 ? 15 : 5);
+		testing_step(&t);
+	}
+	/* kslab_idle does all of it; quiesce is not fooled by what was only taken out. */
+	for (unsigned i = 0; i < 16; i++)
+		block[i] = take(5 * PAGE);
+	fake_nmi = 1;
+	for (unsigned i = 0; i < 15; i++)
+		kslab_heap_free(&t.heap, block[i]);
+	fake_nmi = 0;
+	kslab_heap_free(&t.heap, block[15]);
+	assert_null(t.heap.deferred);
+	assert_non_null(t.heap.releasing);
+	kslab_heap_idle(&t.heap);
+	assert_false(kslab_large_has_deferred(&t.heap));
+	assert_int_equal(t.heap.large_blocks, 0);
+	end();
+}
+
+static size_t purges, purges_most;
+
+static void purge(void *ctx, void *mem, size_t bytes)
+{
+	(void)ctx;
+	memset(mem, 0, bytes);
+	purges++;
+}
+
+static void test_free_memory_above_purge_bytes_is_purged_a_few_pieces_at_a_time(void **state)
+{
+	static unsigned char region[512 * PAGE] __attribute__((aligned(PAGE)));
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE,
+					     .purge = purge,
+					     .purge_bytes = 64 * PAGE };
+	void *object[256];
+	bool was_above = false;
+
+	(void)state;
+	memset(region, 0, sizeof(region));
+	memset(&kslab_default_heap, 0, sizeof(kslab_default_heap));
+	assert_int_equal(kslab_heap_init(&t.heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&t.heap, region, sizeof(region)), KSLAB_OK);
+	purges = purges_most = 0;
+	for (unsigned i = 0; i < 256; i++)
+		object[i] = take(PAGE);
+	for (unsigned i = 0; i < 256; i += 2) { /* no two side by side: each a piece of its own */
+		size_t before = purges;
+
+		kslab_heap_free(&t.heap, object[i]);
+		purges_most = purges - before > purges_most ? purges - before : purges_most;
+		assert_true(t.heap.region[0].dirty_pages <= 65);
+		was_above = was_above || t.heap.region[0].is_purging;
+		if (!t.heap.region[0].is_purging && was_above) {
+			assert_true(t.heap.region[0].dirty_pages <= 33); /* half of it */
+			was_above = false;
+		}
+	}
+	assert_true(purges > 64 && purges_most <= 4);
+	for (unsigned i = 1; i < 256; i += 2)
+		kslab_heap_free(&t.heap, object[i]);
+	assert_true(kslab_heap_check(&t.heap, NULL));
+	kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	assert_int_equal(t.heap.region[0].dirty_pages, 0);
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -261,6 +351,10 @@ int main(void)
 		cmocka_unit_test(test_what_is_above_a_lower_retention_goes_a_few_pages_at_a_time),
 		cmocka_unit_test(test_long_pages_do_not_pile_up_behind_short_ones),
 		cmocka_unit_test(test_empty_pages_are_found_among_many_caches),
+		cmocka_unit_test(
+			test_blocks_freed_in_an_nmi_go_two_with_each_that_is_freed_outside),
+		cmocka_unit_test(
+			test_free_memory_above_purge_bytes_is_purged_a_few_pieces_at_a_time),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -86,6 +86,7 @@ struct kslab_region {
 	kslab_word *dirty; /* bit tree: free and not purged; NULL without purge callback */
 	kslab_word *order[KSLAB_REGION_ORDERS]; /* bit trees */
 	unsigned orders;
+	bool is_purging; /* more than purge_bytes was dirty, and half of it still is */
 };
 
 /* Ticket lock: fair. */
@@ -178,6 +179,8 @@ struct kslab_heap {
 	size_t pages_peak; /* [l] */
 	struct kslab_meta meta;
 	struct kslab_page *deferred; /* [a] large blocks freed where the lock could not be taken */
+	/* [a] written under [l]: those that were taken out of it and not released yet */
+	struct kslab_page *releasing;
 	struct kslab_page_list large; /* [l] live large blocks */
 	size_t large_blocks, large_pages; /* [l] */
 	struct kslab_cache *caches; /* [l] */

@@ -16,7 +16,9 @@
  * No call is longer because the heap is larger, unless its Complexity says so: what waits is done a
  * few steps a call. A slow path of an allocation takes in the mail of 8 pages (what others freed on
  * pages that were full); any slow path gives back up to 4 pages of what is above the retention or
- * was asked for by kslab_reclaim elsewhere, and looks at up to 4 partly used pages for that. The
+ * was asked for by kslab_reclaim elsewhere, and looks at up to 4 partly used pages for that; the
+ * free of a large block releases two that were freed in an NMI, and one into a region purges 4 pieces
+ * of it. The
  * next slow paths of the CPU do the rest; kslab_idle, kslab_quiesce and kslab_reclaim do all.
  *
  * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap,

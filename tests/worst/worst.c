@@ -661,6 +661,7 @@ static void free_purge(size_t pages)
 				       .retain_bytes = KSLAB_RETAIN_NONE,
 				       .purge = source_purge };
 
+	pages += 64;
 	config.purge_bytes = pages / 4 * PAGE;
 	begin(&config);
 	must(kslab_add_region(memory, (2 * pages + 64) * PAGE) == KSLAB_OK, "region");
@@ -1083,7 +1084,7 @@ static const struct scene {
 	{ "kslab_free", "the page goes back", free_trim, 2500, 0 },
 	{ "kslab_free", "the page goes back, last class", free_trim_class, 2500, 0 },
 	{ "kslab_free", "the page goes back to a region", free_trim_region, 2500, 700 },
-	{ "kslab_free", "purges what is above purge_bytes", free_purge, OPEN, 0 },
+	{ "kslab_free", "purges what is above purge_bytes", free_purge, 6000, 0 },
 	{ "kslab_free", "empty page in the last cache", free_caches, 2500, 0 },
 	{ "kslab_free", "on another CPU", free_remote, 300, 0 },
 	{ "kslab_free", "on another CPU, with mail", free_mailed, 300, 0 },
@@ -1091,7 +1092,7 @@ static const struct scene {
 	{ "kslab_free", "refused pointers", free_refused, 500, 0 },
 	{ "kslab_free", "large, as many pages", free_large_long, PAGES, 0 },
 	{ "kslab_free", "large, 128 pages for 4 spare ones", free_large, 4000, 0 },
-	{ "kslab_free", "large, many were freed in an NMI", free_deferred, OPEN, 0 },
+	{ "kslab_free", "large, many were freed in an NMI", free_deferred, 2000, 0 },
 	{ "cache_alloc", "first use; a page is made", cache_alloc, 6000, LEAF },
 	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
