@@ -103,8 +103,9 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 	struct checking *checking = ctx;
 	struct run_sum empty = { 0 };
 	const struct kslab_page *where;
-	struct kslab_sc *sc;
-	size_t spare_run = 0;
+	struct kslab_sc *sc = NULL;
+	size_t spare_run = 0, pages = 0;
+	const char *mail;
 
 	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
 		spare_run += zone->spare[i]->slots;
@@ -116,7 +117,7 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 		wrong(checking, "count of spare pages of a zone is wrong", NULL);
 	if (zone->heap != checking->heap)
 		wrong(checking, "a zone belongs to another heap", NULL);
-	for (unsigned i = 0; (sc = kslab_zone_sc(checking->heap, zone, i)) != NULL; i++) {
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL) {
 		const char *what = kslab_sc_verify(&zone->owner, sc, &where);
 
 		if (what != NULL)
@@ -124,7 +125,11 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 		else
 			kslab_sc_each(sc, check_page, checking);
 		kslab_sc_each(sc, add_run, &empty);
+		pages += sc->pages;
 	}
+	mail = kslab_sc_verify_mail(&zone->owner, pages + checking->heap->fenced_pages, &where);
+	if (mail != NULL)
+		wrong(checking, mail, where);
 	if (empty.run != zone->owner.empty_run)
 		wrong(checking, "count of empty pages of a zone is wrong", NULL);
 }
@@ -203,10 +208,9 @@ static void walk_page(void *ctx, const struct kslab_page *page)
 static void walk_zone(void *ctx, struct kslab_zone *zone)
 {
 	struct walk *walk = ctx;
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 
-	for (unsigned i = 0; (sc = kslab_zone_sc(walk->heap, zone, i)) != NULL && !walk->stopped;
-	     i++)
+	while (!walk->stopped && (sc = kslab_zone_next_sc(zone, sc)) != NULL)
 		kslab_sc_each(sc, walk_page, walk);
 }
 

@@ -41,14 +41,14 @@ static bool is_zone(const struct kslab_heap *heap, const struct kslab_owner *own
 }
 
 /* A class allocator of this very zone. */
-static bool is_sc_of(struct kslab_heap *heap, struct kslab_zone *zone, const struct kslab_sc *sc)
+static bool is_sc_of(struct kslab_zone *zone, const struct kslab_sc *sc)
 {
 	uintptr_t offset = (uintptr_t)sc - (uintptr_t)zone->sc;
-	const struct kslab_sc *own;
+	struct kslab_sc *own = &zone->sc[KSLAB_CLASSES - 1];
 
 	if (offset < sizeof(zone->sc))
 		return offset % sizeof(*sc) == 0;
-	for (unsigned i = KSLAB_CLASSES; (own = kslab_zone_sc(heap, zone, i)) != NULL; i++)
+	while ((own = kslab_zone_next_sc(zone, own)) != NULL)
 		if (own == sc)
 			return true;
 	return false;
@@ -178,7 +178,7 @@ static const char *check_page(struct kslab_heap *heap, struct kslab_zone *zone,
 	if ((owner & ~KSLAB_TAG_MASK) != (uintptr_t)&zone->owner ||
 	    ((owner & KSLAB_TAG_FULL) != 0) != (page->state == KSLAB_PAGE_FULL))
 		return "corrupt metadata: the owner of a page contradicts its list";
-	if (!is_sc_of(heap, zone, page->sc))
+	if (!is_sc_of(zone, page->sc))
 		return "corrupt metadata: the class of a page is none";
 	if (page->state < KSLAB_PAGE_CURRENT || page->state > KSLAB_PAGE_EMPTY ||
 	    (page->state == KSLAB_PAGE_CURRENT) != (page->sc->page == page))
@@ -296,7 +296,7 @@ static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 	}
 	if (what == NULL)
 		return;
-	if (zone == (uintptr_t)rebuild->zone && is_sc_of(heap, rebuild->zone, page->sc) &&
+	if (zone == (uintptr_t)rebuild->zone && is_sc_of(rebuild->zone, page->sc) &&
 	    page->sc->page == page)
 		drop_current(page->sc);
 	fence(rebuild->zone, page, address, what);
@@ -318,9 +318,9 @@ static void mend(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_
 {
 	struct kslab_page *known = zone->owner.corrupt;
 	struct rebuild rebuild = { heap, zone };
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 
-	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++)
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL)
 		if (sc->page != NULL && check_page(heap, zone, sc->page) != NULL)
 			/* it may not know this class any more when it is met below */
 			drop_current(sc);
@@ -328,7 +328,7 @@ static void mend(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_
 	if (zone->owner.corrupt == known && suspect != NULL && suspect->state != KSLAB_PAGE_FENCED)
 		fence(zone, suspect, suspect->data,
 		      "corrupt metadata: the links of a page are broken");
-	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL) {
 		sc->partial.head = sc->full.head = sc->empty.head = NULL;
 		sc->pages = sc->empty_pages = 0;
 	}
@@ -362,15 +362,12 @@ static bool has_sound_lists(struct kslab_heap *heap, const struct kslab_sc *sc,
 	       has_sound_ends(heap, &sc->empty, suspect);
 }
 
-/* Take the mail out, drop what is no sound page, put the rest back. Return: true: all was well. */
-static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
+/* Drop what is no sound page from a chain of mail, put the rest back. Return: true: all was well. */
+static bool sift_chain(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page)
 {
-	struct kslab_page *page, *next;
+	struct kslab_page *next;
 	bool sound = true;
 
-	if (KSLAB_LOAD_RELAXED(&zone->owner.mailbox) == NULL)
-		return true;
-	page = KSLAB_EXCHANGE_ACQUIRE(&zone->owner.mailbox, (struct kslab_page *)NULL);
 	for (; page != NULL; page = next) {
 		struct kslab_page *head = KSLAB_LOAD_RELAXED(&zone->owner.mailbox);
 
@@ -390,6 +387,19 @@ static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
 		} while (!KSLAB_CAS_RELEASE(&zone->owner.mailbox, &head, page));
 	}
 	return sound;
+}
+
+static bool sift_mail(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	struct kslab_page *waiting = zone->owner.mail, *fresh;
+	bool sound;
+
+	if (!kslab_sc_has_mail(&zone->owner))
+		return true;
+	fresh = KSLAB_EXCHANGE_ACQUIRE(&zone->owner.mailbox, (struct kslab_page *)NULL);
+	KSLAB_STORE_RELAXED(&zone->owner.mail, (struct kslab_page *)NULL);
+	sound = sift_chain(heap, zone, waiting);
+	return sift_chain(heap, zone, fresh) && sound;
 }
 
 void kslab_fence_mail(struct kslab_heap *heap, struct kslab_zone *zone)
@@ -477,9 +487,9 @@ void kslab_fence_zone(struct kslab_heap *heap, struct kslab_zone *zone)
 {
 	bool sound = sift_mail(heap, zone);
 	struct kslab_page *suspect = NULL;
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 
-	for (unsigned i = 0; sound && (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+	while (sound && (sc = kslab_zone_next_sc(zone, sc)) != NULL) {
 		sound = (sc->page == NULL || check_page(heap, zone, sc->page) == NULL) &&
 			is_list_sound(heap, zone, &sc->partial, &suspect) &&
 			is_list_sound(heap, zone, &sc->full, &suspect) &&

@@ -47,9 +47,9 @@
  * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's
  *     CPU writes it; an interrupt leaves it as it found it.
  * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED,
- *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox or on its way
- *     there, does not change hands, and is not released. ARMED goes to QUEUED (by a freer) or IDLE
- *     (by the owner) by compare-and-swap only.
+ *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox, on its way there,
+ *     or out of it in owner->mail and not taken in yet; it does not change hands, and is not
+ *     released. ARMED goes to QUEUED (by a freer) or IDLE (by the owner) by compare-and-swap only.
  * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner
  *     of one whose page has gone. The worst is a spurious mail to the next owner, which harvests
  *     nothing and arms again.
@@ -65,6 +65,28 @@
  * with every order weakened in turn. What can't be decided: a second free whose fetch_or lands
  * after the slot was harvested and issued again; that is a free of the new object (misuse row 3),
  * and debug level 2 catches it.
+ *
+ * ---- Worst case ---------------------------------------------------------------------------------
+ *
+ * What waits is done in steps: a call does a few, and the next slow paths the rest, so that no call
+ * is longer because the heap is larger (tests/worst counts). kslab.h says at each function what is
+ * left to whom.
+ *
+ * Mail. An allocation that has used its page up takes in the mail of KSLAB_MAIL_MOST pages; the
+ * others wait, QUEUED, in owner->mail. It makes a page while mail waits only if none of those was of
+ * its class, so of M pages with mail it takes in at least as many times KSLAB_MAIL_MOST as it makes
+ * pages: at most M / KSLAB_MAIL_MOST pages more than if it took in all, and mail does not pile up: a
+ * page gets there once each time it was used up, and each page that is used up takes several out. If
+ * no page is to be had, it takes in all before it says so.
+ *
+ * Pages to give back. A slow path gives back TRIM_MOST pages of what is above the retention or was
+ * asked for; the last of them from the class that just emptied one, so that as much goes as comes.
+ * For a request it first looks at SWEEP_MOST partial pages for empty ones, from where the last one
+ * stopped; a zone has served a request when a sweep that began after it is through and no empty page
+ * is left. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on
+ * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's memory.
+ * Large blocks freed in an NMI go two with each that is freed outside; a region with more than
+ * purge_bytes of free memory to purge is purged of a few pieces at each free, down to half of that.
  *
  * ---- Interrupts ---------------------------------------------------------------------------------
  *
@@ -139,6 +161,13 @@ struct kslab_zone kslab_zone_none = { .last_error = KSLAB_NOT_INITIALISED,
  * most about 1/8.
  */
 #define PAGES_PER_LENGTH 8u
+
+/*
+ * What a slow path gives back at most, of a surplus or for a request, and the partial pages and mail
+ * that it looks at for it. The rest is left to the next ones.
+ */
+#define TRIM_MOST 4u
+#define SWEEP_MOST 4u
 
 /* Slots that the longest descriptor has bits for. */
 #define SLOTS_MAX (512u * KSLAB_WORD_BITS)
@@ -217,25 +246,6 @@ enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags)
 	return KSLAB_OK;
 }
 
-struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone, unsigned i)
-{
-	struct kslab_cache *cache;
-
-	if (i < KSLAB_CLASSES)
-		return &zone->sc[i];
-	if (zone == heap->limbo)
-		return NULL; /* has the number of a zone that has caches; it has none */
-	i -= KSLAB_CLASSES;
-	for (cache = KSLAB_LOAD_ACQUIRE(&heap->caches); cache != NULL; cache = cache->next) {
-		struct kslab_cache_zone *own =
-			KSLAB_LOAD_ACQUIRE(&cache->zones[kslab_zone_index(zone)]);
-
-		if (own != NULL && i-- == 0)
-			return &own->sc;
-	}
-	return NULL;
-}
-
 void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone),
 			  void *ctx)
 {
@@ -296,49 +306,106 @@ void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page)
 		kslab_heap_release_page(heap, page);
 }
 
-/* Oldest empty page of an entered zone, taken out of it; NULL: none, or all of them QUEUED. */
-struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone)
+/* The oldest empty page of a class of an entered zone, taken out; NULL: there is none, or it is QUEUED. */
+static struct kslab_page *take_empty_of(struct kslab_heap *heap, struct kslab_zone *zone,
+					struct kslab_sc *sc)
 {
-	struct kslab_sc *sc;
+	struct kslab_page *page = sc->empty.head;
 
-	if (zone->owner.empty_run == 0)
+	if (page == NULL)
 		return NULL;
-	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
-		struct kslab_page *page = sc->empty.head;
-
+	if (heap->debug_level != 0) {
+		kslab_fence_empty(heap, zone, sc);
+		page = sc->empty.head;
 		if (page == NULL)
-			continue;
-		if (heap->debug_level != 0) {
-			kslab_fence_empty(heap, zone, sc);
-			page = sc->empty.head;
-			if (page == NULL)
-				continue;
+			return NULL;
+	}
+	page = page->prev; /* the tail: longest empty */
+	if (!kslab_sc_remove_empty(&zone->owner, page))
+		return NULL;
+	zone->counters.pages_released++;
+	kslab_tally_remove(heap, page);
+	return page;
+}
+
+struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone,
+					 size_t looks)
+{
+	struct kslab_owner *owner = &zone->owner;
+	struct kslab_sc *sc = owner->looked;
+	struct kslab_page *page = NULL;
+
+	if (owner->empty_run == 0)
+		return NULL;
+	if (sc == NULL)
+		sc = kslab_zone_next_sc(zone, NULL);
+	for (unsigned rounds = 0; rounds < 2; looks--) {
+		if (looks == 0 ||
+		    (sc->empty.head != NULL && (page = take_empty_of(heap, zone, sc)) != NULL)) {
+			owner->looked = sc;
+			break;
 		}
-		page = page->prev; /* the tail: longest empty */
-		if (kslab_sc_remove_empty(&zone->owner, page)) {
-			zone->counters.pages_released++;
-			kslab_tally_remove(heap, page);
-			return page;
+		sc = kslab_zone_next_sc(zone, sc);
+		if (sc == NULL) {
+			sc = kslab_zone_next_sc(zone, NULL);
+			rounds++;
 		}
 	}
-	return NULL;
+	return page;
 }
 
 /* Find all empty pages of an entered zone: mail, remote frees on partial pages, current pages. */
 void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone)
 {
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 
 	if (heap->debug_level != 0)
 		kslab_fence_zone(heap, zone);
-	kslab_sc_drain(&zone->owner);
-	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+	kslab_sc_drain(&zone->owner, KSLAB_ALL);
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL) {
 		if (sc->page != NULL) {
 			kslab_page_harvest(&zone->owner, sc->page);
 			kslab_sc_retire(&zone->owner, sc);
 		}
 		kslab_sc_sweep(&zone->owner, sc);
 	}
+}
+
+/* A sweep comes to the next class. Return: false: there is none. */
+static bool sweep_next_class(struct kslab_heap *heap, struct kslab_zone *zone, size_t *pages)
+{
+	struct kslab_sc *sc = kslab_zone_next_sc(zone, zone->owner.swept);
+
+	if (sc == NULL)
+		return false;
+	if (heap->debug_level != 0)
+		kslab_fence_issue(heap, zone, sc);
+	if (sc->page != NULL) {
+		kslab_page_harvest(&zone->owner, sc->page);
+		kslab_sc_retire(&zone->owner, sc);
+		--*pages;
+	}
+	kslab_sc_sweep_begin(&zone->owner, sc);
+	return true;
+}
+
+bool kslab_zone_sweep(struct kslab_heap *heap, struct kslab_zone *zone, size_t pages)
+{
+	struct kslab_owner *owner = &zone->owner;
+
+	size_t looks = pages == KSLAB_ALL ? KSLAB_ALL : KSLAB_LOOKS_MOST;
+
+	pages -= kslab_sc_drain(owner, pages);
+	for (; pages != 0 && looks != 0; looks--) {
+		if (owner->sweep_left != 0) {
+			if (heap->debug_level != 0) /* one by one: each is looked at before */
+				kslab_fence_issue(heap, zone, owner->swept);
+			pages -= kslab_sc_sweep_some(owner, heap->debug_level != 0 ? 1 : pages);
+		} else if (!sweep_next_class(heap, zone, &pages)) {
+			return true;
+		}
+	}
+	return false;
 }
 
 void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count,
@@ -376,48 +443,84 @@ void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page 
 	kslab_report_fault(heap, &report);
 }
 
-/*
- * What a zone has to give back: for a reclaim request everything, else what is above the retention.
- */
-static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zone *zone,
-				       bool *collected)
-{
-	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
-	struct kslab_page *page = NULL;
+/* What one trim may do. */
+struct trimming {
+	size_t pages; /* object pages and spare blocks that may still go */
+	size_t looks; /* classes that may be looked at for each */
+	size_t sweep; /* pages that may be looked at for empty ones */
+	bool is_swept; /* all have been */
+};
 
-	if (zone->reclaim_epoch != epoch) {
-		page = kslab_zone_take_spare(zone);
-		if (page != NULL)
-			return page;
-		if (!*collected)
-			kslab_zone_collect(heap, zone);
-		*collected = true;
-		zone->owner.reserve_run = 0;
-		page = kslab_zone_take_empty(heap, zone);
-		if (page == NULL)
-			zone->reclaim_epoch = epoch;
+/* A page for a reclaim request: all that is empty goes, and what is found to be by a sweep. */
+static struct kslab_page *take_requested(struct kslab_heap *heap, struct kslab_zone *zone,
+					 uint32_t epoch, struct trimming *trimming)
+{
+	struct kslab_owner *owner = &zone->owner;
+	struct kslab_page *page = kslab_zone_take_spare(zone);
+
+	if (page != NULL)
 		return page;
+	owner->reserve_run = 0;
+	page = kslab_zone_take_empty(heap, zone, trimming->looks);
+	if (page == NULL && trimming->sweep != 0) {
+		if (owner->swept == NULL || trimming->sweep == KSLAB_ALL) {
+			kslab_sc_sweep_end(
+				owner); /* one for an older request has seen too little */
+			owner->sweep_epoch = epoch;
+		}
+		trimming->is_swept = kslab_zone_sweep(heap, zone, trimming->sweep);
+		trimming->sweep = 0;
+		page = kslab_zone_take_empty(heap, zone, trimming->looks);
 	}
-	if (zone->owner.empty_run > KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run)
-		page = kslab_zone_take_empty(heap, zone);
+	/* A sweep that is through stays so until the last empty page has gone. */
+	if (page == NULL && trimming->is_swept &&
+	    (owner->empty_run == 0 || trimming->looks == KSLAB_ALL)) {
+		zone->reclaim_epoch = owner->sweep_epoch;
+		kslab_sc_sweep_end(owner);
+	}
 	return page;
 }
 
-/* Give back what this CPU's zone of a level has too much of. */
-static void trim(struct kslab_heap *heap, unsigned level)
+/* What a zone has to give back: see take_requested; else what is above the retention. */
+static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zone *zone,
+				       struct trimming *trimming)
 {
-	bool collected = false;
+	struct kslab_owner *owner = &zone->owner;
+	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	struct kslab_page *page = NULL;
 
+	if (zone->reclaim_epoch != epoch)
+		return take_requested(heap, zone, epoch, trimming);
+	if (owner->empty_run <= KSLAB_LOAD_RELAXED(&heap->retain_run) + owner->reserve_run)
+		return NULL;
+	/*
+	 * The last one from the class that had a page become empty: as much goes as came, however
+	 * short the pages of the other classes are.
+	 */
+	if (trimming->pages == 1 && owner->emptied != NULL)
+		page = take_empty_of(heap, zone, owner->emptied);
+	if (page == NULL)
+		page = kslab_zone_take_empty(heap, zone, trimming->looks);
+	if (page == NULL && kslab_sc_has_mail(owner) && trimming->sweep != 0) { /* QUEUED ones */
+		kslab_sc_drain(owner, trimming->sweep);
+		trimming->sweep = 0;
+		page = kslab_zone_take_empty(heap, zone, trimming->looks);
+	}
+	return page;
+}
+
+static void trim(struct kslab_heap *heap, unsigned level, struct trimming trimming)
+{
 	if (KSLAB_PORT_IN_NMI())
 		return; /* pages go back at the next slow path outside */
-	for (;;) {
+	for (; trimming.pages != 0; trimming.pages--) {
 		struct kslab_page *page = NULL;
 		struct kslab_zone *zone;
 
 		KSLAB_PORT_PIN();
 		zone = kslab_heap_enter_level(heap, level);
 		if (zone != NULL) {
-			page = take_surplus(heap, zone, &collected);
+			page = take_surplus(heap, zone, &trimming);
 			kslab_zone_leave(zone);
 		}
 		KSLAB_PORT_UNPIN();
@@ -425,6 +528,11 @@ static void trim(struct kslab_heap *heap, unsigned level)
 			return;
 		kslab_heap_release(heap, page);
 	}
+}
+
+void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level)
+{
+	trim(heap, level, (struct trimming){ KSLAB_ALL, KSLAB_ALL, KSLAB_ALL, false });
 }
 
 void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone,
@@ -470,7 +578,8 @@ void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const vo
 
 	kslab_zone_leave_reporting(heap, zone, caller);
 	if (KSLAB_UNLIKELY(surplus))
-		trim(heap, level);
+		trim(heap, level,
+		     (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, false });
 }
 
 /* ---- making pages ---------------------------------------------------------------------------- */
@@ -602,21 +711,46 @@ static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request
 	return object;
 }
 
-/* A cache gets its part of a zone when it is first used there. */
+/* A part of the zone whose cache has ended, now the new one's; NULL: none among the first few. */
+static struct kslab_cache_zone *reuse_cache_zone(struct kslab_zone *zone, struct kslab_cache *cache)
+{
+	struct kslab_cache_zone *own = KSLAB_LOAD_ACQUIRE(&zone->caches);
+
+	for (unsigned n = KSLAB_LOOKS_MOST; own != NULL && n != 0; own = own->next, n--) {
+		struct kslab_cache *none = NULL;
+
+		/* Pairs with the store of the cache's end. */
+		if (KSLAB_LOAD_RELAXED(&own->cache) == NULL &&
+		    KSLAB_CAS_ACQ_REL(&own->cache, &none, cache))
+			return own;
+	}
+	return NULL;
+}
+
 enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
-				       unsigned index)
+				       struct kslab_zone *zone)
 {
 	const struct kslab_sc core =
 		KSLAB_SC_CORE_INIT(request->cache->slot_bytes, KSLAB_CLASS_CACHE);
-	struct kslab_cache_zone *own, *none = NULL;
+	struct kslab_cache *cache = request->cache;
+	struct kslab_cache_zone *own = reuse_cache_zone(zone, cache), *none = NULL, *head;
 	enum kslab_reason reason;
 
-	own = kslab_meta_alloc(heap, sizeof(*own), request->flags, &reason);
-	if (own == NULL)
-		return reason;
-	own->sc = core;
-	own->cache = request->cache;
-	KSLAB_CAS_ACQ_REL(&request->cache->zones[index], &none, own);
+	if (own != NULL) {
+		own->sc.size = core.size;
+	} else {
+		own = kslab_meta_alloc(heap, sizeof(*own), request->flags, &reason);
+		if (own == NULL)
+			return reason;
+		own->sc = core;
+		own->cache = cache;
+		head = KSLAB_LOAD_RELAXED(&zone->caches);
+		do {
+			own->next = head;
+		} while (!KSLAB_CAS_RELEASE(&zone->caches, &head, own));
+	}
+	if (!KSLAB_CAS_ACQ_REL(&cache->zones[kslab_zone_index(zone)], &none, own))
+		KSLAB_STORE_RELEASE(&own->cache, (struct kslab_cache *)NULL);
 	return KSLAB_OK;
 }
 
@@ -627,7 +761,6 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 
 	for (;;) {
 		uint32_t pages_so_far;
-		unsigned index;
 		struct kslab_zone *zone;
 		struct kslab_sc *sc;
 		struct kslab_page *page;
@@ -645,10 +778,9 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		}
 		sc = kslab_request_sc(zone, request);
 		if (sc == NULL) {
-			index = kslab_zone_index(zone);
 			kslab_zone_leave(zone);
 			KSLAB_PORT_UNPIN();
-			reason = kslab_cache_add_zone(heap, request, index);
+			reason = kslab_cache_add_zone(heap, request, zone);
 			if (reason != KSLAB_OK)
 				return kslab_heap_fail(heap, reason);
 			continue;
@@ -664,10 +796,13 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		    kslab_limbo_adopt(heap, zone, request->cls))
 			object = kslab_sc_next(&zone->owner, sc);
 		pages_so_far = sc->pages;
-		has_more = kslab_sc_has_more(sc);
-		kslab_heap_leave(heap, zone, request->caller);
-		if (object != NULL)
+		has_more = kslab_sc_has_more(&zone->owner, sc);
+		if (object != NULL) {
+			kslab_heap_leave(heap, zone, request->caller);
 			return object;
+		}
+		/* What there is to give back goes when the page is in: a call does that once. */
+		kslab_zone_leave_reporting(heap, zone, request->caller);
 		page = kslab_heap_make_page(heap, request, pages_so_far, &reason);
 		if (page != NULL) {
 			object = insert_and_take(heap, request, page);
@@ -734,7 +869,8 @@ static KSLAB_SLOW void *malloc_turn(size_t n, const void *caller, struct kslab_z
 
 	if (turns)
 		object = kslab_sc_next(&zone->owner, sc);
-	if (KSLAB_UNLIKELY(turns && has_work(heap, zone))) {
+	/* Without an object malloc_slower comes by here again, and looks. */
+	if (KSLAB_UNLIKELY(turns && object != NULL && has_work(heap, zone))) {
 		kslab_heap_leave(heap, zone, caller);
 	} else {
 		kslab_zone_leave(zone);

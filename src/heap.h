@@ -16,7 +16,8 @@
 /* A cache's objects of one zone; zone->sc has no place for it. */
 struct kslab_cache_zone {
 	struct kslab_sc sc;
-	struct kslab_cache *cache;
+	struct kslab_cache *cache; /* [a] NULL: it has ended, and had no page any more */
+	struct kslab_cache_zone *next; /* [I] in zone->caches; nothing leaves that list */
 };
 
 /* What an allocation is for. */
@@ -151,8 +152,9 @@ size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page 
 bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);
 /* Of an entered zone: its oldest spare block, or NULL. */
 struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
-/* Blocks that were freed where the lock could not be taken. */
-void kslab_large_release_deferred(struct kslab_heap *heap);
+/* Blocks that were freed where the lock could not be taken, `most` of them. */
+void kslab_large_release_deferred(struct kslab_heap *heap, size_t most);
+bool kslab_large_has_deferred(const struct kslab_heap *heap);
 
 /* ---- zones and pages ------------------------------------------------------------------------- */
 
@@ -162,10 +164,23 @@ void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned
 enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags);
 /* A cache gets its part of a zone when it is first used there. */
 enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
-				       unsigned index);
-/* Of an entered zone: find all empty pages; take the oldest one out (NULL: none, or all QUEUED). */
+				       struct kslab_zone *zone);
+/* Of an entered zone: find all empty pages. O(pages). */
 void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone);
-struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone);
+/*
+ * The same in steps that look at so many pages, mail included, from where the last one ended
+ * (owner.swept; NULL: begin). Return: true: all are found.
+ */
+bool kslab_zone_sweep(struct kslab_heap *heap, struct kslab_zone *zone, size_t pages);
+/*
+ * Take the oldest empty page of a class out, of the first class that has one from where the last
+ * look ended. @looks: classes that are looked at; KSLAB_ALL: all. NULL: none, or those are QUEUED.
+ */
+#define KSLAB_LOOKS_MOST 64u
+struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone,
+					 size_t looks);
+/* Give back what this CPU's zone of a level has too much of, or was asked for. O(pages). */
+void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level);
 void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count,
 			    const void *caller);
 
@@ -195,8 +210,21 @@ bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_requ
 /* Every zone of every CPU, parked and limbo zones too. */
 void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone),
 			  void *ctx);
-/* The class allocators of a zone, caches too: i counts from 0; NULL at the end. */
-struct kslab_sc *kslab_zone_sc(struct kslab_heap *heap, struct kslab_zone *zone, unsigned i);
+/* The class allocator of a zone, caches too, that comes after sc; NULL: the first; the last. */
+KSLAB_INLINE struct kslab_sc *kslab_zone_next_sc(struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	struct kslab_cache_zone *own;
+
+	if (sc == NULL)
+		return &zone->sc[0];
+	if ((uintptr_t)sc - (uintptr_t)zone->sc < sizeof(zone->sc) - sizeof(zone->sc[0]))
+		return sc + 1;
+	if (sc == &zone->sc[KSLAB_CLASSES - 1])
+		own = KSLAB_LOAD_ACQUIRE(&zone->caches); /* pairs with the push of cache_add_zone */
+	else
+		own = ((struct kslab_cache_zone *)sc)->next;
+	return own != NULL ? &own->sc : NULL;
+}
 unsigned kslab_zone_index(const struct kslab_zone *zone);
 
 /* ---- the fast path --------------------------------------------------------------------------- */

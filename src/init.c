@@ -354,9 +354,9 @@ static void count_page(void *ctx, const struct kslab_page *page)
 static void count_live(void *ctx, struct kslab_zone *zone)
 {
 	struct kslab_report *report = ctx;
-	struct kslab_sc *sc;
+	struct kslab_sc *sc = NULL;
 
-	for (unsigned i = 0; (sc = kslab_zone_sc(zone->heap, zone, i)) != NULL; i++)
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL)
 		kslab_sc_each(sc, count_page, report);
 	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++)
 		report->count--; /* in the list of large blocks, but free */
@@ -367,7 +367,7 @@ static void give_all_back(void *ctx, struct kslab_zone *zone)
 	struct kslab_page *page;
 
 	(void)ctx;
-	while ((page = kslab_zone_take_empty(zone->heap, zone)) != NULL)
+	while ((page = kslab_zone_take_empty(zone->heap, zone, KSLAB_ALL)) != NULL)
 		kslab_heap_release_page(zone->heap, page);
 }
 
@@ -388,7 +388,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	report.count = heap->large_blocks;
 	kslab_heap_each_zone(heap, count_live, &report);
 	if (report.count != 0) {

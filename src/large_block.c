@@ -6,6 +6,9 @@
 #include "heap.h"
 #include "page_list.h"
 
+/* Blocks that were freed in an NMI and go with one that is freed outside; the rest, with others. */
+#define DEFERRED_MOST 2u
+
 /*
  * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run,
  * bytes asked for }. A run may be longer than the block when an alignment above a page was asked of
@@ -190,21 +193,42 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	return true;
 }
 
-void kslab_large_release_deferred(struct kslab_heap *heap)
+bool kslab_large_has_deferred(const struct kslab_heap *heap)
 {
-	struct kslab_page *page, *next;
+	return KSLAB_LOAD_RELAXED(&heap->deferred) != NULL ||
+	       KSLAB_LOAD_RELAXED(&heap->releasing) != NULL;
+}
 
-	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&heap->deferred) == NULL) || KSLAB_PORT_IN_NMI())
+/* One of the blocks that wait; NULL: none. */
+static struct kslab_page *take_deferred(struct kslab_heap *heap)
+{
+	struct kslab_lock_state state;
+	struct kslab_page *page;
+
+	if (!kslab_heap_lock(heap, &state))
+		return NULL;
+	page = heap->releasing;
+	if (page == NULL) /* pairs with the push of defer */
+		page = KSLAB_EXCHANGE_ACQUIRE(&heap->deferred, (struct kslab_page *)NULL);
+	if (page != NULL)
+		KSLAB_STORE_RELAXED(&heap->releasing, page->mail_next);
+	kslab_heap_unlock(heap, &state);
+	return page;
+}
+
+void kslab_large_release_deferred(struct kslab_heap *heap, size_t most)
+{
+	struct kslab_page *page;
+
+	if (KSLAB_PORT_IN_NMI())
 		return;
-	/* Pairs with the push in large_free. */
-	page = KSLAB_EXCHANGE_ACQUIRE(&heap->deferred, (struct kslab_page *)NULL);
-	for (; page != NULL; page = next) {
-		next = page->mail_next;
-		kslab_large_release(heap, page);
+	for (; most != 0 && kslab_large_has_deferred(heap); most--) {
+		page = take_deferred(heap);
+		if (page != NULL)
+			kslab_large_release(heap, page);
 	}
 }
 
-/* Return: false: not the start of a live block. */
 /* Not here and now: whoever frees or reclaims next releases it. */
 static void defer(struct kslab_heap *heap, struct kslab_page *page)
 {
@@ -215,6 +239,7 @@ static void defer(struct kslab_heap *heap, struct kslab_page *page)
 	} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
 }
 
+/* Return: false: not the start of a live block. */
 bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
 	uintptr_t owner = kslab_large_tag(heap);
@@ -227,7 +252,7 @@ bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_
 		return false;
 	if (heap->debug_level != 0)
 		kslab_debug_large_retire(heap, page);
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, DEFERRED_MOST);
 	for (page = keep(heap, page); page != NULL; page = next) {
 		next = page->mail_next;
 		if (!kslab_large_release(heap, page))

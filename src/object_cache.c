@@ -137,7 +137,7 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 
 	if (own == NULL || zone == zone->heap->limbo)
 		return;
-	kslab_sc_drain(&zone->owner);
+	kslab_sc_drain(&zone->owner, KSLAB_ALL);
 	kslab_sc_retire(&zone->owner, &own->sc);
 	kslab_sc_sweep(&zone->owner, &own->sc);
 	for (;;) {
@@ -155,7 +155,7 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 				kslab_page_harvest_word(&zone->owner, page, i);
 				KSLAB_STORE_RELAXED(&page->bits[i].freed, ~(kslab_word)0);
 			}
-			kslab_sc_drain(&zone->owner);
+			kslab_sc_drain(&zone->owner, KSLAB_ALL);
 			if (page->state == KSLAB_PAGE_FULL)
 				kslab_sc_refile(&zone->owner, page);
 			kslab_sc_sweep(&zone->owner, &own->sc);
@@ -164,11 +164,13 @@ static void end_zone(void *ctx, struct kslab_zone *zone)
 		page = own->sc.empty.head;
 		if (page == NULL)
 			break;
-		kslab_sc_drain(&zone->owner);
+		kslab_sc_drain(&zone->owner, KSLAB_ALL);
 		if (kslab_sc_remove_empty(&zone->owner, page))
 			kslab_heap_release_page(zone->heap, page);
 	}
 	ending->cache->zones[kslab_zone_index(zone)] = NULL;
+	/* It stays in the zone's list, where somebody may be looking at it, for the next cache. */
+	KSLAB_STORE_RELEASE(&own->cache, (struct kslab_cache *)NULL);
 }
 
 static void unlink_cache(struct kslab_cache *cache)

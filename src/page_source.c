@@ -15,6 +15,12 @@
 /* Calls of alloc_pages that may be under way at once; deeper recursion is refused with REENTRY. */
 #define SOURCE_DEPTH_MAX (8u * KSLAB_CFG_CPUS)
 
+/*
+ * Pieces that a free purges while its region is above purge_bytes, down to half of that. A free
+ * makes one run dirty; most are one piece, and all of them no more than these on average.
+ */
+#define PURGE_MOST 4u
+
 /* ---- lock ------------------------------------------------------------------------------------ */
 
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
@@ -513,11 +519,36 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 	return reason;
 }
 
+/* Purge one free piece, if more is dirty than is to be kept. Return: false: that was it. */
+static bool purge_piece(struct kslab_heap *heap, struct kslab_region *region, size_t keep)
+{
+	struct kslab_lock_state state;
+	uintptr_t address = 0;
+	size_t pages;
+
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	if (region->dirty_pages > keep)
+		address = kslab_region_take_dirty(region, heap->page_shift, &pages);
+	if (address == 0)
+		region->is_purging = false;
+	kslab_heap_unlock(heap, &state);
+	if (address == 0)
+		return false;
+	heap->purge(heap->source_ctx, (void *)address, pages << heap->page_shift);
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	kslab_region_free(region, heap->page_shift, address, pages, false);
+	kslab_heap_unlock(heap, &state);
+	return true;
+}
+
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 {
 	struct kslab_lock_state state;
+	size_t limit = heap->purge_bytes >> heap->page_shift;
 	struct kslab_region *region;
-	size_t dirty = 0;
+	bool is_purging = false;
 
 	if (!kslab_heap_lock(heap, &state))
 		return;
@@ -532,13 +563,15 @@ void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 	heap->pages_in_use -= pages;
 	if (region != NULL) {
 		kslab_region_free(region, heap->page_shift, address, pages, true);
-		dirty = region->dirty_pages;
+		if (region->dirty_pages > limit && heap->purge != NULL)
+			region->is_purging = true;
+		is_purging = region->is_purging;
 	}
 	kslab_heap_unlock(heap, &state);
 	if (region == NULL)
 		heap->free_pages(heap->source_ctx, (void *)address, pages);
-	else if (heap->purge != NULL && dirty > heap->purge_bytes >> heap->page_shift)
-		kslab_source_purge(heap, (heap->purge_bytes >> heap->page_shift) / 2);
+	for (unsigned n = 0; n < PURGE_MOST && is_purging; n++)
+		is_purging = purge_piece(heap, region, limit / 2);
 }
 
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address)
@@ -570,26 +603,8 @@ bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t page
 void kslab_source_purge(struct kslab_heap *heap, size_t keep)
 {
 	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions) && heap->purge != NULL; i++) {
-		struct kslab_region *region = &heap->region[i];
-
-		for (;;) {
-			struct kslab_lock_state state;
-			uintptr_t address = 0;
-			size_t pages;
-
-			if (!kslab_heap_lock(heap, &state))
-				return;
-			if (region->dirty_pages > keep)
-				address = kslab_region_take_dirty(region, heap->page_shift, &pages);
-			kslab_heap_unlock(heap, &state);
-			if (address == 0)
-				break;
-			heap->purge(heap->source_ctx, (void *)address, pages << heap->page_shift);
-			if (!kslab_heap_lock(heap, &state))
-				return;
-			kslab_region_free(region, heap->page_shift, address, pages, false);
-			kslab_heap_unlock(heap, &state);
-		}
+		while (purge_piece(heap, &heap->region[i], keep))
+			;
 	}
 }
 

@@ -30,7 +30,7 @@ static struct kslab_page *take_from_level(struct kslab_heap *heap, unsigned leve
 	zone->owner.reserve_run = 0;
 	page = kslab_zone_take_spare(zone);
 	if (page == NULL)
-		page = kslab_zone_take_empty(heap, zone);
+		page = kslab_zone_take_empty(heap, zone, KSLAB_ALL);
 	kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
 	return page;
 }
@@ -59,15 +59,12 @@ static size_t reclaim_here(struct kslab_heap *heap, size_t want)
 /* Move what a zone without a CPU holds into limbo. Under the lock. Pages that are QUEUED stay. */
 static void move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 {
-	struct kslab_sc *sc;
-
-	kslab_sc_drain(&zone->owner);
-	for (unsigned i = 0; (sc = kslab_zone_sc(heap, zone, i)) != NULL; i++) {
+	kslab_sc_drain(&zone->owner, KSLAB_ALL);
+	/* Caches' pages wait for the CPU to come back, or for the cache's end. */
+	for (unsigned i = 0; i < KSLAB_CLASSES; i++) {
+		struct kslab_sc *sc = &zone->sc[i];
 		struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
 
-		/* Caches' pages wait for the CPU to come back, or for the cache's end. */
-		if (i >= KSLAB_CLASSES)
-			break;
 		kslab_sc_retire(&zone->owner, sc);
 		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
 			struct kslab_page *page = lists[l]->head, *next;
@@ -126,7 +123,7 @@ static void tend_limbo(struct kslab_heap *heap)
 	struct kslab_zone **link = &heap->lingering;
 	size_t pages = 0;
 
-	kslab_sc_drain(&heap->limbo->owner);
+	kslab_sc_drain(&heap->limbo->owner, KSLAB_ALL);
 	while (*link != NULL) {
 		struct kslab_zone *zone = *link;
 		size_t held;
@@ -187,7 +184,7 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 			tend_limbo(heap);
 			kslab_zone_collect(heap, heap->limbo);
 		}
-		page = kslab_zone_take_empty(heap, heap->limbo);
+		page = kslab_zone_take_empty(heap, heap->limbo, KSLAB_ALL);
 		if (page != NULL)
 			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
 		unlock_reporting(heap, &state);
@@ -214,12 +211,11 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	 * look closer.
 	 */
 	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1) &&
-	    KSLAB_LOAD_RELAXED(&limbo->owner.mailbox) == NULL &&
-	    KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
+	    !kslab_sc_has_mail(&limbo->owner) && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
 		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
-	if (KSLAB_LOAD_RELAXED(&heap->limbo->owner.mailbox) != NULL || heap->lingering != NULL)
+	if (kslab_sc_has_mail(&heap->limbo->owner) || heap->lingering != NULL)
 		tend_limbo(heap);
 	sc = &heap->limbo->sc[cls];
 	for (page = sc->partial.head; page != NULL && !adopted;
@@ -248,7 +244,7 @@ bool kslab_heap_relieve(struct kslab_heap *heap)
 
 	if (KSLAB_PORT_IN_NMI())
 		return false;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
@@ -263,7 +259,7 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return 0;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, pages);
@@ -410,7 +406,8 @@ static void look_for_mail(void *ctx, struct kslab_zone *zone)
 {
 	bool *has_mail = ctx;
 
-	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL)
+	if (KSLAB_LOAD_ACQUIRE(&zone->owner.mailbox) != NULL ||
+	    KSLAB_LOAD_RELAXED(&zone->owner.mail) != NULL)
 		*has_mail = true;
 }
 
@@ -429,7 +426,7 @@ void kslab_heap_idle(struct kslab_heap *heap)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	pending = !is_balanced(heap);
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
@@ -445,8 +442,9 @@ void kslab_heap_idle(struct kslab_heap *heap)
 		if (pending)
 			kslab_zone_collect(heap, zone);
 		else
-			kslab_sc_drain(&zone->owner);
-		kslab_heap_leave(heap, zone, KSLAB_CALLER());
+			kslab_sc_drain(&zone->owner, KSLAB_ALL);
+		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
+		kslab_heap_trim_all(heap, level);
 	}
 }
 
@@ -457,7 +455,7 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return true;
-	kslab_large_release_deferred(heap);
+	kslab_large_release_deferred(heap, KSLAB_ALL);
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
 
@@ -468,7 +466,8 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 			continue;
 		}
 		kslab_zone_collect(heap, zone);
-		kslab_heap_leave(heap, zone, KSLAB_CALLER());
+		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
+		kslab_heap_trim_all(heap, level);
 	}
 	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 && kslab_heap_lock(heap, &state)) {
 		tend_limbo(heap);
@@ -476,7 +475,7 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 		unlock_reporting(heap, &state);
 	}
 	kslab_heap_each_zone(heap, look_for_mail, &has_mail);
-	return !has_mail && is_balanced(heap) && KSLAB_LOAD_ACQUIRE(&heap->deferred) == NULL;
+	return !has_mail && is_balanced(heap) && !kslab_large_has_deferred(heap);
 }
 
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)
@@ -520,12 +519,10 @@ bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_requ
 		if (zone != NULL)
 			sc = kslab_request_sc(zone, request);
 		if (sc == NULL) {
-			unsigned index = zone != NULL ? kslab_zone_index(zone) : 0;
-
 			if (zone != NULL)
 				kslab_zone_leave(zone);
 			KSLAB_PORT_UNPIN();
-			reason = zone != NULL ? kslab_cache_add_zone(heap, request, index)
+			reason = zone != NULL ? kslab_cache_add_zone(heap, request, zone)
 					      : kslab_heap_add_level(heap, request->flags);
 			if (reason == KSLAB_OK)
 				continue;

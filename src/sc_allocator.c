@@ -62,6 +62,7 @@ static void make_empty(struct kslab_owner *owner, struct kslab_page *page)
 	kslab_page_list_insert_head(&page->sc->empty, page);
 	page->sc->empty_pages++;
 	owner->empty_run += page->pages;
+	owner->emptied = page->sc;
 }
 
 /* To the tail: a page that got its first free slot gathers more of them before its turn comes. */
@@ -198,8 +199,8 @@ void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 			else
 				kslab_sc_retire(owner, sc);
 		}
-		if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&owner->mailbox) != NULL))
-			kslab_sc_drain(owner);
+		if (KSLAB_UNLIKELY(kslab_sc_has_mail(owner)) && turn == 0)
+			kslab_sc_drain(owner, KSLAB_MAIL_MOST);
 		page = sc->partial.head != NULL ? sc->partial.head : sc->empty.head;
 		if (page == NULL)
 			return NULL;
@@ -241,15 +242,27 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 	make_empty(owner, page);
 }
 
-size_t kslab_sc_drain(struct kslab_owner *owner)
+size_t kslab_sc_drain(struct kslab_owner *owner, size_t most)
 {
-	/* Pairs with the release CAS of mail_page: the links, and what the freer wrote before. */
-	struct kslab_page *page =
-		KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox, (struct kslab_page *)NULL);
+	struct kslab_page *page = KSLAB_LOAD_RELAXED(&owner->mail);
+	bool is_new = false;
 	size_t pages = 0;
 
-	while (page != NULL) {
-		struct kslab_page *next = KSLAB_LOAD_RELAXED(&page->mail_next);
+	while (pages != most) {
+		struct kslab_page *next;
+
+		if (page == NULL) {
+			if (is_new)
+				break;
+			/*
+			 * Once, so that it ends. Pairs with the release CAS of mail_page: the
+			 * links, and what the freer wrote before.
+			 */
+			page = KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox, (struct kslab_page *)NULL);
+			is_new = true;
+			continue;
+		}
+		next = KSLAB_LOAD_RELAXED(&page->mail_next);
 
 		/*
 		 * Before the harvest: a freer that comes later finds IDLE, or the page armed again.
@@ -262,6 +275,8 @@ size_t kslab_sc_drain(struct kslab_owner *owner)
 		pages++;
 		page = next;
 	}
+	/* The rest stays QUEUED: it does not change hands, and no freer queues it again. */
+	KSLAB_STORE_RELAXED(&owner->mail, page);
 	return pages;
 }
 
@@ -281,6 +296,48 @@ void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc)
 	 */
 	for (page = sc->empty.head; page != NULL; page = kslab_page_list_after(&sc->empty, page))
 		kslab_page_harvest(owner, page);
+}
+
+/* One page of a sweep: the head. It goes to the tail, so that a round leaves the order as it was. */
+static void sweep_head(struct kslab_owner *owner, struct kslab_sc *sc)
+{
+	struct kslab_page *page = sc->partial.head;
+
+	sc->partial.head = page->next;
+	kslab_page_harvest(owner, page);
+	if (kslab_page_is_empty(page))
+		make_empty(owner, page);
+	owner->sweep_left = page == owner->sweep_end ? 0 : owner->sweep_left - 1;
+}
+
+void kslab_sc_sweep_begin(struct kslab_owner *owner, struct kslab_sc *sc)
+{
+	const struct kslab_page *head = sc->partial.head;
+
+	owner->swept = sc;
+	owner->sweep_end = head != NULL ? head->prev : NULL;
+	/* The end may leave the list while the sweep waits: no more than there can be. */
+	owner->sweep_left = head != NULL ? sc->pages - sc->empty_pages : 0;
+}
+
+void kslab_sc_sweep_end(struct kslab_owner *owner)
+{
+	owner->swept = NULL;
+	owner->sweep_end = NULL;
+	owner->sweep_left = owner->sweep_epoch = 0;
+}
+
+size_t kslab_sc_sweep_some(struct kslab_owner *owner, size_t most)
+{
+	size_t pages = 0;
+
+	for (; pages != most && owner->sweep_left != 0; pages++) {
+		if (owner->swept->partial.head == NULL)
+			owner->sweep_left = 0;
+		else
+			sweep_head(owner, owner->swept);
+	}
+	return pages;
 }
 
 void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)
@@ -427,6 +484,23 @@ const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_
 	return NULL;
 }
 
+const char *kslab_sc_verify_mail(const struct kslab_owner *owner, size_t pages,
+				 const struct kslab_page **where)
+{
+	const struct kslab_page *page = KSLAB_LOAD_RELAXED(&owner->mail);
+
+	for (; page != NULL; page = KSLAB_LOAD_RELAXED(&page->mail_next), pages--) {
+		*where = page;
+		if (pages == 0)
+			return "mail that waits has no end";
+		if (KSLAB_LOAD_RELAXED(&page->mail) != KSLAB_MAIL_QUEUED)
+			return "mail waits of a page that is not queued"; /* I6 */
+		if (kslab_page_owner(page) != owner)
+			return "mail waits of a page of another owner"; /* I6 */
+	}
+	return NULL;
+}
+
 /* ---- the bare SCAllocator: in-page descriptors ----------------------------------------------- */
 
 #define IN_PAGE_MIN_BYTES 512u
@@ -529,7 +603,7 @@ enum kslab_allocation_error kslab_sc_allocate(struct kslab_sc_allocator *sc,
 	*object = kslab_sc_pop(&sc->core);
 	while (*object == NULL) {
 		*object = kslab_sc_next(&sc->owner, &sc->core);
-		if (*object == NULL && !kslab_sc_has_more(&sc->core))
+		if (*object == NULL && !kslab_sc_has_more(&sc->owner, &sc->core))
 			break;
 	}
 	return *object != NULL ? KSLAB_ALLOCATION_OK : KSLAB_OUT_OF_MEMORY;
@@ -606,7 +680,7 @@ enum kslab_allocation_error kslab_sc_refill(struct kslab_sc_allocator *sc, void 
 /* Look at everything again: mail, partial pages, the current page. */
 static void rebalance(struct kslab_sc_allocator *sc)
 {
-	kslab_sc_drain(&sc->owner);
+	kslab_sc_drain(&sc->owner, KSLAB_ALL);
 	if (sc->core.page != NULL) {
 		kslab_page_harvest(&sc->owner, sc->core.page);
 		kslab_sc_retire(&sc->owner, &sc->core);
@@ -675,5 +749,6 @@ bool kslab_sc_check(struct kslab_sc_allocator *sc)
 {
 	const struct kslab_page *where;
 
-	return kslab_sc_verify(&sc->owner, &sc->core, &where) == NULL;
+	return kslab_sc_verify(&sc->owner, &sc->core, &where) == NULL &&
+	       kslab_sc_verify_mail(&sc->owner, sc->core.pages, &where) == NULL;
 }

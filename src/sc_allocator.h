@@ -73,6 +73,13 @@ KSLAB_INLINE void *kslab_sc_issue_ready(struct kslab_sc *sc)
 	return kslab_sc_issue(sc, page, i, word, ~slots);
 }
 
+/* Mail waits, in the mailbox or out of it. One branch: it is asked at every turn of pages. */
+KSLAB_INLINE bool kslab_sc_has_mail(const struct kslab_owner *owner)
+{
+	return ((uintptr_t)KSLAB_LOAD_RELAXED(&owner->mailbox) |
+		(uintptr_t)KSLAB_LOAD_RELAXED(&owner->mail)) != 0;
+}
+
 /*
  * The next word of the current page that has free slots, cyclically from where it was; NULL: there
  * is none, or no page. Every word of the page is looked at once more before it says so.
@@ -82,15 +89,16 @@ void *kslab_sc_next_word(struct kslab_owner *owner, struct kslab_sc *sc);
 /*
  * The rest of an allocation when the cached word is used up: next word, remote frees, mail, the
  * next partial pages, an empty page. Return: an object, or NULL: a refill is needed, or, if
- * kslab_sc_has_more, another call: each looks at a few pages only. O(words of a page) + O(mailed
- * pages).
+ * kslab_sc_has_more, another call: each takes in KSLAB_MAIL_MOST pages of mail at most, and looks
+ * at a few pages only. O(words of a page).
  */
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc);
 
 /* After kslab_sc_next found nothing: there are pages that it did not get to. */
-KSLAB_INLINE bool kslab_sc_has_more(const struct kslab_sc *sc)
+KSLAB_INLINE bool kslab_sc_has_more(const struct kslab_owner *owner, const struct kslab_sc *sc)
 {
-	return sc->page != NULL || sc->partial.head != NULL || sc->empty.head != NULL;
+	return sc->page != NULL || sc->partial.head != NULL || sc->empty.head != NULL ||
+	       kslab_sc_has_mail(owner);
 }
 
 /* Free a slot of the owner's page in any state. Return: false: double free, nothing changed. */
@@ -103,11 +111,25 @@ void kslab_sc_word_full(struct kslab_owner *owner, struct kslab_page *page);
 void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct kslab_page *page,
 		     uintptr_t tags);
 
-/* Take in what the mailbox holds. Return: pages that had mail. */
-size_t kslab_sc_drain(struct kslab_owner *owner);
+/*
+ * Take in mail, that of `most` pages at most: what is left of an earlier time first, then what the
+ * mailbox holds now. Return: pages that had mail.
+ */
+#define KSLAB_MAIL_MOST 8u /* of an allocation */
+#define KSLAB_ALL SIZE_MAX
+size_t kslab_sc_drain(struct kslab_owner *owner, size_t most);
 
 /* Harvest the partial pages of a class; those without live objects become empty. O(pages). */
 void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc);
+
+/*
+ * The same in steps: the sweep comes to a class; it harvests the next partial pages there, `most` at
+ * most. Anything may happen to the class in between. The class is done when owner->sweep_left is 0.
+ * Return: pages looked at.
+ */
+void kslab_sc_sweep_begin(struct kslab_owner *owner, struct kslab_sc *sc);
+void kslab_sc_sweep_end(struct kslab_owner *owner); /* the next step begins anew */
+size_t kslab_sc_sweep_some(struct kslab_owner *owner, size_t most);
 
 /* Put a page that is in no list, or in a wrong one, where its bits say. */
 void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page);
@@ -131,6 +153,13 @@ bool kslab_sc_move(struct kslab_owner *from, struct kslab_page *page, struct ksl
  */
 const char *kslab_sc_verify(const struct kslab_owner *owner, const struct kslab_sc *sc,
 			    const struct kslab_page **where);
+
+/*
+ * What came out of the mailbox and is not taken in yet is QUEUED and the owner's. @pages: that it
+ * has. Return: NULL, or what is wrong, *where: which page.
+ */
+const char *kslab_sc_verify_mail(const struct kslab_owner *owner, size_t pages,
+				 const struct kslab_page **where);
 
 /* Calls fn for every page of the class. */
 void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct kslab_page *page),

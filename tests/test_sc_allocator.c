@@ -601,6 +601,7 @@ static void test_used_up_pages_wait_for_their_next_turn(void **state)
 	}
 	for (unsigned i = 0; i < PAGES; i++)
 		assert_int_equal(kslab_sc_deallocate(&sc, first[i], any), KSLAB_ALLOCATION_OK);
+	kslab_sc_drain(&sc.owner, KSLAB_ALL);
 	for (unsigned i = 0; i < PAGES; i++) {
 		assert_int_equal(kslab_sc_allocate(&sc, any, &first[i]), KSLAB_ALLOCATION_OK);
 		assert_true(kslab_sc_check(&sc));
@@ -610,7 +611,7 @@ static void test_used_up_pages_wait_for_their_next_turn(void **state)
 	full = length_of(&sc.core.full);
 	object = kslab_sc_next(&sc.owner, &sc.core); /* does not get so far */
 	assert_null(object);
-	assert_true(kslab_sc_has_more(&sc.core));
+	assert_true(kslab_sc_has_more(&sc.owner, &sc.core));
 	assert_true(length_of(&sc.core.full) > full && length_of(&sc.core.full) <= full + 8);
 	assert_true(kslab_sc_check(&sc));
 	assert_int_equal(kslab_sc_allocate(&sc, any, &object), KSLAB_ALLOCATION_OK);
@@ -618,6 +619,51 @@ static void test_used_up_pages_wait_for_their_next_turn(void **state)
 	assert_true(kslab_sc_check(&sc));
 	assert_int_equal(kslab_sc_allocate(&sc, any, &object), KSLAB_OUT_OF_MEMORY);
 	expect_lists(0, 0, PAGES, false);
+	free(memory);
+}
+
+/* What one call leaves over of the mail waits for the next ones; nothing of it is lost. */
+static void test_mail_is_taken_in_a_few_pages_at_a_time(void **state)
+{
+	enum { MAILED = 3 * KSLAB_MAIL_MOST, SLOTS = 2 };
+	unsigned char *memory = aligned_alloc(TINY, (MAILED + 1) * TINY);
+	void *objects[MAILED + 1][SLOTS], *object;
+
+	(void)state;
+	assert_non_null(memory);
+	assert_int_equal(kslab_sc_init(&sc, size_for[SLOTS], TINY), KSLAB_ALLOCATION_OK);
+	for (unsigned i = 0; i <= MAILED; i++) {
+		assert_int_equal(kslab_sc_refill(&sc, memory + i * TINY), KSLAB_ALLOCATION_OK);
+		for (unsigned n = 0; n < SLOTS; n++)
+			assert_int_equal(kslab_sc_allocate(&sc, any, &objects[i][n]),
+					 KSLAB_ALLOCATION_OK);
+	}
+	for (unsigned i = 0; i < MAILED; i++)
+		assert_int_equal(kslab_sc_deallocate(&sc, objects[i][0], any), KSLAB_ALLOCATION_OK);
+	for (unsigned i = 0; i < MAILED; i++) {
+		assert_int_equal(kslab_sc_allocate(&sc, any, &object), KSLAB_ALLOCATION_OK);
+		/* Each of these pages gave one object; what was mailed is there, or waits. */
+		assert_true(length_of(&sc.core.full) + length_of(&sc.core.partial) + 1 ==
+			    MAILED + 1);
+		if (i == 0) {
+			assert_true(length_of(&sc.core.partial) <= KSLAB_MAIL_MOST);
+			assert_non_null(sc.owner.mail);
+		}
+		assert_true(kslab_sc_check(&sc));
+	}
+	assert_null(sc.owner.mail);
+	assert_int_equal(kslab_sc_allocate(&sc, any, &object), KSLAB_OUT_OF_MEMORY);
+	/* By steps of one, and while others come in. */
+	for (unsigned i = 0; i < MAILED; i++)
+		assert_int_equal(kslab_sc_deallocate(&sc, objects[i][1], any), KSLAB_ALLOCATION_OK);
+	assert_int_equal(kslab_sc_drain(&sc.owner, 1), 1);
+	assert_int_equal(kslab_sc_deallocate(&sc, objects[MAILED][0], any), KSLAB_ALLOCATION_OK);
+	for (unsigned i = 0; i < MAILED; i++) {
+		assert_int_equal(kslab_sc_drain(&sc.owner, 1), 1);
+		assert_true(kslab_sc_check(&sc));
+	}
+	assert_int_equal(kslab_sc_drain(&sc.owner, 1), 0);
+	assert_int_equal(length_of(&sc.core.full), 0);
 	free(memory);
 }
 
@@ -639,7 +685,7 @@ static void make_scene(void)
 	/* Page 0 partial, page 1 full, page 2 current with one slot free, page 3 empty. */
 	assert_int_equal(kslab_sc_refill(&sc, tiny[3]), KSLAB_ALLOCATION_OK);
 	assert_int_equal(kslab_sc_deallocate(&sc, objects[0], any), KSLAB_ALLOCATION_OK);
-	assert_int_equal(kslab_sc_drain(&sc.owner), 1);
+	assert_int_equal(kslab_sc_drain(&sc.owner, KSLAB_ALL), 1);
 	assert_true(kslab_sc_check(&sc));
 	assert_int_equal(length_of(&sc.core.partial), 1);
 	assert_int_equal(length_of(&sc.core.full), 1);
@@ -676,6 +722,7 @@ static void test_the_checker_finds_every_damage(void **state)
 	DAMAGE(sc.core.page, NULL);
 	DAMAGE(sc.core.full.head, list[0]);
 	DAMAGE(sc.core.page, list[2]);
+	DAMAGE(sc.owner.mail, list[1]); /* not QUEUED */
 	for (unsigned i = 0; i < 4; i++) {
 		struct kslab_page *page = list[i];
 
@@ -719,6 +766,7 @@ int main(void)
 		cmocka_unit_test(test_another_allocators_object_is_refused),
 		cmocka_unit_test(test_pages_go_from_empty_over_current_to_full_and_back),
 		cmocka_unit_test(test_used_up_pages_wait_for_their_next_turn),
+		cmocka_unit_test(test_mail_is_taken_in_a_few_pages_at_a_time),
 		cmocka_unit_test(test_the_checker_finds_every_damage),
 	};
 

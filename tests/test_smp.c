@@ -632,7 +632,8 @@ static void a_reclaim_request_is_served_by_idle_cpus(void **state)
 	assert_true(object_pages() == 14);
 	idle_on(1);
 	assert_true(object_pages() == 7);
-	put_on(2, get_on(2, 100)); /* or at the next slow path */
+	for (unsigned i = 0; i < 3; i++) /* or at the next slow paths, a few pages each */
+		put_on(2, get_on(2, 100 + 100 * i));
 	assert_true(object_pages() == 1);
 	end_with_faults(0);
 }

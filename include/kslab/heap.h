@@ -21,6 +21,7 @@
 #define KSLAB_ROUTE_MAX_BYTES 2048u /* sizes up to here are routed by one table look-up */
 
 struct kslab_heap;
+struct kslab_cache_zone;
 
 /* Counters a zone keeps; they cost nothing on the fast path. They wrap at 2^64. All [o]. */
 struct kslab_zone_counters {
@@ -53,6 +54,8 @@ struct kslab_zone {
 	size_t spare_run; /* [o] base pages in them */
 	/* [l] next zone without a CPU that still holds QUEUED pages */
 	struct kslab_zone *lingering;
+	/* [a] its parts of object caches, chained; those of caches that have ended stay for others */
+	struct kslab_cache_zone *caches;
 	struct kslab_sc sc[KSLAB_CLASSES] __attribute__((aligned(64)));
 };
 
@@ -86,6 +89,7 @@ struct kslab_region {
 	kslab_word *dirty; /* bit tree: free and not purged; NULL without purge callback */
 	kslab_word *order[KSLAB_REGION_ORDERS]; /* bit trees */
 	unsigned orders;
+	bool is_purging; /* more than purge_bytes was dirty, and half of it still is */
 };
 
 /* Ticket lock: fair. */
@@ -180,6 +184,8 @@ struct kslab_heap {
 	size_t pages_peak; /* [l] */
 	struct kslab_meta meta;
 	struct kslab_page *deferred; /* [a] large blocks freed where the lock could not be taken */
+	/* [a] written under [l]: those that were taken out of it and not released yet */
+	struct kslab_page *releasing;
 	struct kslab_page_list large; /* [l] live large blocks */
 	size_t large_blocks, large_pages; /* [l] */
 	struct kslab_cache *caches; /* [l] */

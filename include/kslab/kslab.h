@@ -13,6 +13,14 @@
  * idle CPU stays with it until it calls one of these; it is at most the retention plus its partly
  * used pages.
  *
+ * No call is longer because the heap is larger, unless its Complexity says so: what waits is done a
+ * few steps a call. A slow path of an allocation takes in the mail of 8 pages (what others freed on
+ * pages that were full); any slow path gives back up to 4 pages of what is above the retention or
+ * was asked for by kslab_reclaim elsewhere, and looks at up to 4 partly used pages for that; the
+ * free of a large block releases two that were freed in an NMI, and one into a region purges 4 pieces
+ * of it. The
+ * next slow paths of the CPU do the rest; kslab_idle, kslab_quiesce and kslab_reclaim do all.
+ *
  * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap,
  * ...) on any.
  */
@@ -261,10 +269,10 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 
 /*
  * kslab_reclaim - give back up to `pages` base pages that hold no live object
- * Takes from this CPU now; asks the other CPUs, which serve it at their next slow path or
- * kslab_idle. With a purge callback, and if that was not enough, base pages of regions are purged
- * inside object pages, too, where they hold no live object. Return: base pages given back by this
- * call, purged ones not counted. Complexity: O(pages of this CPU).
+ * Takes from this CPU now; asks the other CPUs, which serve it at their next slow paths, a few
+ * pages each, or at kslab_idle. With a purge callback, and if that was not enough, base pages of
+ * regions are purged inside object pages, too, where they hold no live object. Return: base pages
+ * given back by this call, purged ones not counted. Complexity: O(pages of this CPU).
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);

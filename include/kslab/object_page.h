@@ -46,7 +46,8 @@ enum kslab_page_state {
 enum kslab_mail {
 	KSLAB_MAIL_IDLE, /* nobody: the owner will look by itself */
 	KSLAB_MAIL_ARMED, /* the next remote free queues the page */
-	KSLAB_MAIL_QUEUED, /* in (or on its way into) the owner's mailbox; can't change hands */
+	/* in the owner's mailbox, on its way there, or in owner->mail; can't change hands */
+	KSLAB_MAIL_QUEUED,
 };
 
 /*
@@ -109,7 +110,22 @@ struct kslab_owner {
 	struct kslab_page *corrupt; /* [o] a page that was fenced off and is not reported yet */
 	/* [a] stack of QUEUED pages; its own cache line, others write here */
 	struct kslab_page *mailbox;
-	uintptr_t reserved2[64 / sizeof(uintptr_t) - 1];
+	/*
+	 * [o] QUEUED pages that came out of the mailbox and are not taken in yet, chained like it;
+	 * looked at together with it, hence here
+	 */
+	struct kslab_page *mail;
+	/* [o] for giving pages back: class whose empty pages go next; whose page became empty last */
+	struct kslab_sc *looked, *emptied;
+	/*
+	 * [o] a sweep of the partial pages: the class that it has come to (NULL: none began), that
+	 * class's last page then (it may be gone since: compared, not followed), pages to look at
+	 */
+	struct kslab_sc *swept;
+	const struct kslab_page *sweep_end;
+	uint32_t sweep_left;
+	uint32_t sweep_epoch; /* [o] reclaim request that it serves */
+	uintptr_t reserved2[(64 - 8) / sizeof(uintptr_t) - 6];
 } __attribute__((aligned(64)));
 
 /*

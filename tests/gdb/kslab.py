@@ -18,6 +18,7 @@ import gdb
 READY = 0x6B736C62
 CURRENT, PARTIAL, FULL, EMPTY, LARGE, FENCED = 1, 2, 3, 4, 5, 6
 STATES = ["idle", "current", "partial", "full", "empty", "large block", "fenced"]
+QUEUED = 2  # enum kslab_mail
 TAG_FULL, TAG_CACHE, TAG_LARGE, TAG_MASK = 1, 2, 8, 63
 CLASS_CACHE = 0xFFFF
 BUSY, FREED = 0x42555359, 0x46524545  # states of a trailer
@@ -457,7 +458,7 @@ def cmd_info(argument):
         write("%s: %d slow allocations, %d slow frees, %d remote frees, %d pages made, %d given back%s"
               % (zone.name(), int(c["slow_allocs"]), int(c["slow_frees"]), zone.owner["remote_frees"],
                  int(c["pages_made"]), int(c["pages_released"]),
-                 ", mail waits" if zone.owner["mailbox"] else ""))
+                 ", mail waits" if zone.owner["mailbox"] or zone.owner["mail"] else ""))
     failed = v["tally"]["failed"]
     reasons = {f.enumval: f.name for f in gdb.lookup_type("enum kslab_reason").fields()}
     text = ["%d %s" % (int(failed[i]), reasons[i]) for i in range(failed.type.range()[1] + 1) if int(failed[i])]
@@ -716,6 +717,20 @@ class Checker:
             self.say("page counts of class %d of %s are wrong" % (part.size, part.zone.name()))
         return empty_run
 
+    def mail(self, zone):
+        """What came out of the mailbox and is not taken in yet."""
+        address = zone.owner["mail"]
+        for _ in range(1 << 20):
+            if not address:
+                return
+            page = Page(self.heap, address)
+            if page.mail != QUEUED:
+                self.say("mail waits of a page that is not queued", page)
+            if page.owner & ~TAG_MASK != zone.address:
+                self.say("mail waits of a page of another owner", page)
+            address = page.mail_next
+        self.say("mail that waits has no end")
+
     def large(self):
         head = address = int(self.heap.value["large"]["head"])
         count = pages = 0
@@ -739,6 +754,7 @@ def cmd_check(argument):
         parts = list(zone.classes()) + [p for p in (zone.cache_part(c) for c in caches) if p]
         if sum(checker.part(part) for part in parts) != zone.owner["empty_run"]:
             checker.say("count of empty pages of %s is wrong" % zone.name())
+        checker.mail(zone)
     checker.large()
     for sentence in checker.wrong:
         write("wrong: " + sentence)

@@ -326,17 +326,10 @@ static void give_1_quiesce(void)
 	}
 }
 
-/* Compared plainly by everybody's collect (kslab_zone_sc) while it is published. */
-static void tolerate_limbo(void)
-{
-	wmm_tolerate(&HEAP->limbo, sizeof(HEAP->limbo));
-}
-
 static void no_limbo(void)
 {
 	start_heap(64);
 	limit_sources(32);
-	tolerate_limbo();
 }
 
 static void cpu1_full_no_limbo(void)
@@ -344,7 +337,6 @@ static void cpu1_full_no_limbo(void)
 	start_heap(64);
 	fill(1, 0, 2);
 	limit_sources(32);
-	tolerate_limbo();
 }
 
 /* A CPU comes online while another looks at all zones. */
@@ -356,7 +348,6 @@ static void cpu2_not_yet(void)
 	HEAP->parked[2] = NULL;
 	setup_cpu = 0;
 	limit_sources(32);
-	tolerate_limbo();
 }
 
 static void quiesce(void)

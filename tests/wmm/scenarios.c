@@ -113,6 +113,50 @@ static void free_both_pages(void)
 	free_remote(1, 0);
 }
 
+/* Mail is taken in by steps: what a step leaves over is neither lost nor free to go. */
+static void drain_one_take_2_if_passed_on(void)
+{
+	if (is_handed_over(0)) {
+		drain_one(MINE);
+		wmm_assert(take(MINE));
+		wmm_assert(take(MINE));
+	}
+}
+
+static void free_both_pages_pass_on(void)
+{
+	free_both_pages();
+	hand_over(0);
+}
+
+static void drain_one_move_both(void)
+{
+	drain_one(MINE);
+	move(MINE, 0, LIMBO);
+	move(MINE, 1, LIMBO);
+	drain_one(MINE);
+}
+
+static void two_full_pages_of_two(void)
+{
+	make_full_page(MINE, 0, 2);
+	make_full_page(MINE, 1, 1);
+}
+
+static void drain_one_collect_release(void)
+{
+	drain_one(MINE);
+	collect(MINE);
+	release(MINE, 0);
+	release(MINE, 1);
+}
+
+static void free_0_page_1(void)
+{
+	free_remote(0, 0);
+	free_remote(1, 0);
+}
+
 static void three_full_pages(void)
 {
 	two_full_pages();
@@ -545,6 +589,9 @@ const struct wmm_scenario scenarios[] = {
 	{ "mail of two pages", "links of the mailbox", two_full_pages, { take_2, free_0, free_page_1 }, check_world, 1, WORLD },
 	{ "mail of two, one CPU", "", two_full_pages, { take_2, free_both_pages }, check_world, 1, WORLD },
 	{ "mail of three pages", "", three_full_pages, { drain_drain_take, free_both_pages, free_page_2 }, check_world, 0, WORLD },
+	{ "mail of two, left over", "one now, one later, and no more", two_full_pages, { drain_one_take_2_if_passed_on, free_both_pages_pass_on }, check_world, 1, WORLD },
+	{ "mail left over, move", "", two_full_pages, { drain_one_move_both, free_both_pages }, check_world, 1, WORLD },
+	{ "mail left over, freed", "freed into, and released, when it was left over", two_full_pages_of_two, { drain_one_collect_release, free_0_page_1, free_1 }, check_world, 0, WORLD },
 	{ "mail again", "a page through the mail twice", full_1, { take_pass_on_take, free_0, free_0_passed_on }, check_world, 1, WORLD },
 	{ "mail, spurious", "armed and mailed again while drained", spurious_mail, { take_2, free_1, free_2 }, check_world, 0, WORLD },
 	{ "in order: free, take", "what was freed before is found", full_2, { take_if_passed_on, free_1_pass_on }, check_world, 1, WORLD },

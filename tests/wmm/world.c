@@ -5,10 +5,10 @@
  *  P2  a right free is never refused;
  *  P3  of n frees of one object n - 1 are refused at the call or found late (owner.late), unless
  *      the object was issued again in between, or its page released (undecidable, and counted);
- *  P4  a remote bit that is set when all is quiet can be reached: its page is in its owner's
- *      mailbox, or not on the full list, so that its owner looks at it before it asks for pages;
- *  P5  a page is in the mailbox of its owner, once, if and only if it is QUEUED; a released page is
- *      in none;
+ *  P4  a remote bit that is set when all is quiet can be reached: its page is in its owner's mail, or
+ *      not on the full list, so that its owner looks at it before it asks for pages;
+ *  P5  a page is in the mailbox of its owner, or in what its owner took out of it (owner.mail), once,
+ *      if and only if it is QUEUED; a released page is in none;
  *  P6  no page is released with a live object; every conflicting plain access is ordered;
  *  P7  when all mail is taken in, lists, counts and bits agree, and objects taken - freed = live.
  */
@@ -126,14 +126,19 @@ void free_local(unsigned o, unsigned p, unsigned s)
 
 void drain(unsigned o)
 {
-	kslab_sc_drain(&world.owner[o]);
+	kslab_sc_drain(&world.owner[o], KSLAB_ALL);
+}
+
+void drain_one(unsigned o)
+{
+	kslab_sc_drain(&world.owner[o], 1);
 }
 
 void collect(unsigned o)
 {
 	struct kslab_sc *sc = sc_of(o);
 
-	kslab_sc_drain(&world.owner[o]);
+	kslab_sc_drain(&world.owner[o], KSLAB_ALL);
 	if (sc->page != NULL) {
 		kslab_page_harvest(&world.owner[o], sc->page);
 		kslab_sc_retire(&world.owner[o], sc);
@@ -184,27 +189,32 @@ static bool is_here(unsigned p)
 	return page_of(p)->slots != 0 && !world.is_released[p];
 }
 
-/* P5; returns the set of pages in mailboxes. */
+/* Adds the pages of a chain to a set. */
+static void walk_chain(unsigned o, const struct kslab_page *page, unsigned *set)
+{
+	for (; page != NULL; page = page->mail_next) {
+		unsigned p = number_of(page);
+
+		if (p >= PAGES || (*set & (1u << p))) {
+			wmm_fail("a page is in a mailbox twice");
+			return;
+		}
+		*set |= 1u << p;
+		if (kslab_page_owner(page) != &world.owner[o])
+			wmm_fail("a page is in a mailbox that is not its owner's");
+		if (!is_here(p))
+			wmm_fail("a released page is in a mailbox");
+	}
+}
+
+/* P5; returns the set of pages in mailboxes, or out of them and not taken in. */
 static unsigned walk_mail(void)
 {
 	unsigned set = 0;
 
 	for (unsigned o = 0; o < OWNERS; o++) {
-		const struct kslab_page *page = world.owner[o].mailbox;
-
-		for (; page != NULL; page = page->mail_next) {
-			unsigned p = number_of(page);
-
-			if (p >= PAGES || (set & (1u << p))) {
-				wmm_fail("a page is in a mailbox twice");
-				return set;
-			}
-			set |= 1u << p;
-			if (kslab_page_owner(page) != &world.owner[o])
-				wmm_fail("a page is in a mailbox that is not its owner's");
-			if (!is_here(p))
-				wmm_fail("a released page is in a mailbox");
-		}
+		walk_chain(o, world.owner[o].mailbox, &set);
+		walk_chain(o, world.owner[o].mail, &set);
 	}
 	for (unsigned p = 0; p < PAGES; p++)
 		if ((page_of(p)->mail == KSLAB_MAIL_QUEUED) != ((set >> p) & 1))
@@ -319,6 +329,9 @@ void name_world(const volatile void *address, char *out, size_t bytes)
 	for (unsigned o = 0; o < OWNERS; o++)
 		if (a == (uintptr_t)&world.owner[o].mailbox)
 			snprintf(out, bytes, "owner %u mailbox", o);
+	for (unsigned o = 0; o < OWNERS; o++)
+		if (a == (uintptr_t)&world.owner[o].mail)
+			snprintf(out, bytes, "owner %u mail", o);
 	for (unsigned p = 0; p < PAGES; p++)
 		for (unsigned s = 0; s < SLOTS; s++)
 			if (a == (uintptr_t)&world.object[p][s])

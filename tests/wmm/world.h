@@ -67,6 +67,7 @@ bool try_free_remote(unsigned p, unsigned s);
 bool try_free_local(unsigned o, unsigned p, unsigned s);
 /* As the heap does: drain; look at everything. */
 void drain(unsigned o);
+void drain_one(unsigned o); /* leaves the rest of the mail over */
 void collect(unsigned o);
 /* Take the page out of its owner if it is empty, and use its memory for something else. */
 bool release(unsigned o, unsigned p);

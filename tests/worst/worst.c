@@ -26,7 +26,7 @@
 #define WINDOW ((size_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
 #define SPAN ((size_t)1 << KSLAB_CFG_LEAF_SHIFT)
 #define SIZES 3
-#define MANY (1024u * 512)
+#define MANY (1056u * 512)
 #define BULK 16u /* objects of a bulk call */
 #define SAMPLES 4u /* calls looked at, of many alike */
 /* A longer call is not followed to its end: a step takes 15 us. */
@@ -405,8 +405,40 @@ static void busy_heap(size_t pages)
 
 static void malloc_request(size_t pages)
 {
-	busy_heap(pages);
-	STEP(kslab_malloc(2048));
+	busy_heap(pages + 64);
+	for (size_t i = 0; i < 8; i++)
+		STEP(kslab_malloc(2048));
+}
+
+/*
+ * The same while others have freed all objects of all pages, 512 in each, that were partial (to be
+ * found by a sweep) or full (with mail); the first calls of many that serve the request.
+ */
+static void malloc_request_found(size_t pages, bool has_mail)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	fill(8, pages + 32);
+	take(8); /* the last page of these is full, too */
+	if (!has_mail)
+		free_each(8, 511);
+	for (size_t k = 0; k < (has_mail ? 512u : 511u); k++)
+		ELSEWHERE(1, free_each(8, k));
+	kslab_set_retention(KSLAB_RETAIN_NONE);
+	for (size_t i = 0; i < 8; i++)
+		STEP(kslab_malloc(2048));
+	must(source_frees != 0, "nothing went back");
+}
+
+static void malloc_request_sweep(size_t pages)
+{
+	malloc_request_found(pages, false);
+}
+
+static void malloc_request_mail(size_t pages)
+{
+	malloc_request_found(pages, true);
 }
 
 static void malloc_retention(size_t pages)
@@ -629,6 +661,7 @@ static void free_purge(size_t pages)
 				       .retain_bytes = KSLAB_RETAIN_NONE,
 				       .purge = source_purge };
 
+	pages += 64;
 	config.purge_bytes = pages / 4 * PAGE;
 	begin(&config);
 	must(kslab_add_region(memory, (2 * pages + 64) * PAGE) == KSLAB_OK, "region");
@@ -661,12 +694,12 @@ static void free_trim_class(size_t pages)
 	must(source_frees >= pages / 2, "pages did not go back");
 }
 
-/* A sixteenth as many caches; the one that has something to give back is looked at last. */
+/* A quarter as many caches and some more; the one that has something to give back comes last. */
 static void free_caches(size_t pages)
 {
 	struct kslab_config config = plain();
-	static struct kslab_cache cache[64];
-	size_t caches = pages / 16;
+	static struct kslab_cache cache[64 + 1024 / 4];
+	size_t caches = 64 + pages / 4;
 	void *p, *other;
 
 	begin(&config);
@@ -713,15 +746,16 @@ static void free_mailed(size_t pages)
 
 static void free_request(size_t pages)
 {
-	void *p, *of_full_page;
+	void *of_full_page[8];
 
-	busy_heap(pages);
-	take(2048);
-	of_full_page = take(2048);
-	p = take(2048);
-	kslab_free(p);
+	busy_heap(pages + 64);
+	for (size_t i = 0; i < 8; i++) {
+		take(2048);
+		of_full_page[i] = take(2048);
+	}
 	ELSEWHERE(1, kslab_reclaim(1));
-	STEP(kslab_free(of_full_page));
+	for (size_t i = 0; i < 8; i++)
+		STEP(kslab_free(of_full_page[i]));
 }
 
 /* Refused pointers of every kind. */
@@ -865,10 +899,10 @@ static void bulk_mail(size_t pages)
 	struct kslab_config config = plain();
 
 	begin(&config);
-	fill(512, pages + 1);
+	fill(512, pages + BULK * 8 + 1);
 	objects -= 8;
 	ELSEWHERE(1, free_each(512, 3));
-	STEP(kslab_malloc_bulk(512, least(pages, BULK), bulk));
+	STEP(kslab_malloc_bulk(512, BULK, bulk));
 }
 
 static void bulk_free_first(size_t pages)
@@ -1023,7 +1057,7 @@ static const struct scene {
 	{ "kslab_malloc", "hot path", malloc_hot, 40, 0 },
 	{ "kslab_malloc", "next partial page, last of 8 words", malloc_next_page, 1500, 0 },
 	{ "kslab_malloc", "remote frees in each word", malloc_harvest, 1500, 0 },
-	{ "kslab_malloc", "all pages have mail", malloc_mail, OPEN, 0 },
+	{ "kslab_malloc", "all pages have mail", malloc_mail, 10000, 0 },
 	{ "kslab_malloc", "a page is made", malloc_make, 6000, LEAF },
 	{ "kslab_malloc", "a page of up to 64 KiB is made", malloc_make_long, 6000, LEAF },
 	{ "kslab_malloc", "pages 2 MiB apart, each with a leaf", malloc_make_spread, OPEN, OPEN },
@@ -1031,8 +1065,10 @@ static const struct scene {
 	{ "kslab_malloc", "a page from a region", malloc_make_region, 6000, LEAF },
 	{ "kslab_malloc", "first call, places the window", malloc_first, 80000, 60000 },
 	{ "kslab_malloc", "first interrupt of a busy zone", malloc_level, 6000, 0 },
-	{ "kslab_malloc", "another CPU asked for memory", malloc_request, OPEN, 0 },
-	{ "kslab_malloc", "the retention was lowered", malloc_retention, OPEN, 0 },
+	{ "kslab_malloc", "another CPU asked for memory", malloc_request, 5000, 0 },
+	{ "kslab_malloc", "memory asked for, remote frees", malloc_request_sweep, 30000, 0 },
+	{ "kslab_malloc", "memory asked for, and mail", malloc_request_mail, 30000, 0 },
+	{ "kslab_malloc", "the retention was lowered", malloc_retention, 8000, 0 },
 	{ "kslab_malloc", "fails: nothing to take back", malloc_fails, OPEN, 0 },
 	{ "kslab_malloc", "source fails, empty pages go back", malloc_relieve, OPEN, 0 },
 	{ "kslab_malloc", "adopts a page out of limbo", malloc_adopt, 1500, 0 },
@@ -1048,20 +1084,20 @@ static const struct scene {
 	{ "kslab_free", "the page goes back", free_trim, 2500, 0 },
 	{ "kslab_free", "the page goes back, last class", free_trim_class, 2500, 0 },
 	{ "kslab_free", "the page goes back to a region", free_trim_region, 2500, 700 },
-	{ "kslab_free", "purges what is above purge_bytes", free_purge, OPEN, 0 },
-	{ "kslab_free", "empty page in the last cache", free_caches, OPEN, 0 },
+	{ "kslab_free", "purges what is above purge_bytes", free_purge, 6000, 0 },
+	{ "kslab_free", "empty page in the last cache", free_caches, 2500, 0 },
 	{ "kslab_free", "on another CPU", free_remote, 300, 0 },
 	{ "kslab_free", "on another CPU, with mail", free_mailed, 300, 0 },
-	{ "kslab_free", "another CPU asked for memory", free_request, OPEN, 0 },
+	{ "kslab_free", "another CPU asked for memory", free_request, 5000, 0 },
 	{ "kslab_free", "refused pointers", free_refused, 500, 0 },
 	{ "kslab_free", "large, as many pages", free_large_long, PAGES, 0 },
 	{ "kslab_free", "large, 128 pages for 4 spare ones", free_large, 4000, 0 },
-	{ "kslab_free", "large, many were freed in an NMI", free_deferred, OPEN, 0 },
+	{ "kslab_free", "large, many were freed in an NMI", free_deferred, 2000, 0 },
 	{ "cache_alloc", "first use; a page is made", cache_alloc, 6000, LEAF },
 	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
 	{ "malloc_bulk 16", "each makes a page", bulk_make, BULK * 2000, LEAF },
-	{ "malloc_bulk 16", "all pages have mail", bulk_mail, OPEN, 0 },
+	{ "malloc_bulk 16", "all pages have mail", bulk_mail, BULK * 3000, 0 },
 	{ "free_bulk 16", "each into a full page", bulk_free_first, BULK * 400, 0 },
 	{ "free_bulk 16", "each empties a page, which goes", bulk_free_trim, BULK * 2500, 0 },
 	{ "kslab_reclaim 1", "partial pages", reclaim_partial, PAGES, 0 },
