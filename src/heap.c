@@ -723,18 +723,14 @@ static KSLAB_SLOW void *malloc_slower(size_t n, struct kslab_heap *heap, const v
 	return kslab_heap_alloc_slow(heap, &request);
 }
 
-KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+/* Another word, another page that waits. Its registers are saved here, not where large blocks pass. */
+static KSLAB_SLOW void *malloc_middle(size_t n, struct kslab_heap *heap, const void *caller)
 {
-	size_t index = (n - 1) / 8;
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
 	bool turns;
 	void *object;
 
-	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
-					      : malloc_slower(n, heap, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
@@ -742,7 +738,7 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 		return malloc_slower(n, heap, caller);
 	}
 	kslab_zone_enter(zone);
-	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[(n - 1) / 8]);
 	object = kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
 	if (object == NULL)
 		object = kslab_sc_next_word(&zone->owner, sc);
@@ -759,6 +755,20 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	if (KSLAB_UNLIKELY(object == NULL))
 		return malloc_slower(n, heap, caller);
 	return object;
+}
+
+KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	size_t limit = heap->route_limit;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (KSLAB_LIKELY((n - 1) / 8 < limit))
+		return malloc_middle(n, heap, caller);
+	/* The limit is 0 where every call has to go the long way. */
+	if (n > KSLAB_CLASS_MAX_BYTES && KSLAB_LIKELY(limit != 0))
+		return kslab_large_malloc(n, heap, caller);
+	return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
+				      : malloc_slower(n, heap, caller);
 }
 
 /* Clear without the cost of a call or a string instruction where the piece is small. */
@@ -1066,6 +1076,8 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 slow:
 	if (heap->debug_level != 0)
 		kslab_debug_free_any(p, heap, caller);
+	else if (owner == kslab_large_tag(heap))
+		kslab_large_free_plain(p, heap, page, caller);
 	else
 		kslab_heap_free_slow(heap, p, NULL, caller);
 }

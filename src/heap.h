@@ -123,8 +123,13 @@ KSLAB_INLINE uintptr_t kslab_large_tag(const struct kslab_heap *heap)
 }
 
 void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags);
+/* The short way at debug level 0, of n above the size classes: a spare block, or kslab_large_alloc. */
+void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller);
 /* Return: false: not the start of a live block. */
 bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address);
+/* The short way at debug level 0: of a block whose owner said it is live; verdict included. */
+void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			    const void *caller);
 /* In place; false: move it. */
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);

@@ -32,19 +32,42 @@ static struct kslab_page *take_spare(struct kslab_zone *zone, unsigned i)
 {
 	struct kslab_page *page = zone->spare[i];
 
-	for (; i + 1 < KSLAB_SPARE_BLOCKS; i++)
+	zone->spares--;
+	for (; i < zone->spares; i++)
 		zone->spare[i] = zone->spare[i + 1];
 	zone->spare[i] = NULL;
 	zone->spare_run -= page->slots;
 	return page;
 }
 
-struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
+static void put_spare(struct kslab_zone *zone, struct kslab_page *page)
 {
-	return zone->spare[0] != NULL ? take_spare(zone, 0) : NULL;
+	zone->spare[zone->spares++] = page;
+	zone->spare_run += page->slots;
 }
 
-/* A spare block of exactly this length, live again; or NULL. */
+struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
+{
+	return zone->spares != 0 ? take_spare(zone, 0) : NULL;
+}
+
+/* The newest spare block of exactly this length, live again; or NULL. Inside the zone. */
+KSLAB_INLINE struct kslab_page *reuse_spare(struct kslab_heap *heap, struct kslab_zone *zone,
+					    size_t pages, size_t n)
+{
+	for (unsigned i = zone->spares; i-- > 0;) {
+		struct kslab_page *page = zone->spare[i];
+
+		if (page->slots == pages) {
+			take_spare(zone, i);
+			page->bits[0].remote = n;
+			KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
+			return page;
+		}
+	}
+	return NULL;
+}
+
 static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 {
 	struct kslab_page *page = NULL;
@@ -53,18 +76,42 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
 	if (zone != NULL) {
-		for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
-			if (zone->spare[i]->slots == pages) {
-				page = take_spare(zone, i);
-				page->bits[0].remote = n;
-				KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
-				break;
-			}
-		}
+		page = reuse_spare(heap, zone, pages, n);
 		kslab_zone_leave(zone);
 	}
 	KSLAB_PORT_UNPIN();
 	return page;
+}
+
+KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	/* if it wraps, no block is so short */
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
+	struct kslab_page *page = NULL;
+	struct kslab_zone *zone;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0)) {
+		kslab_zone_enter(zone);
+		page = reuse_spare(heap, zone, pages, n);
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	if (KSLAB_LIKELY(page != NULL))
+		return (void *)page->data;
+	return kslab_heap_alloc_any(heap, n, 1, 0, caller);
+}
+
+/* Keep a freed block in an entered zone, if there is room. */
+KSLAB_INLINE bool keep_here(struct kslab_heap *heap, struct kslab_zone *zone,
+			    struct kslab_page *page)
+{
+	if (zone->spares == KSLAB_SPARE_BLOCKS ||
+	    zone->spare_run + page->slots > KSLAB_LOAD_RELAXED(&heap->retain_run))
+		return false;
+	put_spare(zone, page);
+	return true;
 }
 
 /*
@@ -73,13 +120,12 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
  */
 static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 {
-	size_t limit = KSLAB_LOAD_RELAXED(&heap->retain_run);
 	struct kslab_page *out = NULL;
 	struct kslab_zone *zone;
-	unsigned i = 0;
 
 	page->mail_next = NULL;
-	if (page->slots > limit || page->bits[0].freed != page->slots)
+	if (page->slots > KSLAB_LOAD_RELAXED(&heap->retain_run) ||
+	    page->bits[0].freed != page->slots)
 		return page;
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
@@ -87,17 +133,12 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 		KSLAB_PORT_UNPIN();
 		return page;
 	}
-	while (zone->spare[KSLAB_SPARE_BLOCKS - 1] != NULL ||
-	       zone->spare_run + page->slots > limit) {
+	while (!keep_here(heap, zone, page)) {
 		struct kslab_page *oldest = take_spare(zone, 0);
 
 		oldest->mail_next = out;
 		out = oldest;
 	}
-	while (zone->spare[i] != NULL)
-		i++;
-	zone->spare[i] = page;
-	zone->spare_run += page->slots;
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
 	return out;
@@ -204,7 +245,6 @@ void kslab_large_release_deferred(struct kslab_heap *heap)
 	}
 }
 
-/* Return: false: not the start of a live block. */
 /* Not here and now: whoever frees or reclaims next releases it. */
 static void defer(struct kslab_heap *heap, struct kslab_page *page)
 {
@@ -215,25 +255,59 @@ static void defer(struct kslab_heap *heap, struct kslab_page *page)
 	} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
 }
 
-bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
+/* Of several frees at once exactly one wins. Return: false: not the start of a live block. */
+KSLAB_INLINE bool end_life(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
 	uintptr_t owner = kslab_large_tag(heap);
+
+	return address == page->data && KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL);
+}
+
+/* A block that was freed is kept, or goes back. */
+static KSLAB_SLOW void retire(struct kslab_heap *heap, struct kslab_page *page)
+{
 	struct kslab_page *next;
 
-	if (address != page->data)
-		return false;
-	/* Of several frees at once exactly one wins. */
-	if (!KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL))
-		return false;
-	if (heap->debug_level != 0)
-		kslab_debug_large_retire(heap, page);
 	kslab_large_release_deferred(heap);
 	for (page = keep(heap, page); page != NULL; page = next) {
 		next = page->mail_next;
 		if (!kslab_large_release(heap, page))
 			defer(heap, page);
 	}
+}
+
+bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
+{
+	if (!end_life(heap, page, address))
+		return false;
+	if (heap->debug_level != 0)
+		kslab_debug_large_retire(heap, page);
+	retire(heap, page);
 	return true;
+}
+
+KSLAB_SLOW void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				       const void *caller)
+{
+	struct kslab_zone *zone;
+	bool kept = false;
+
+	if (KSLAB_UNLIKELY(!end_life(heap, page, (uintptr_t)p))) {
+		kslab_heap_fault_pointer(heap, p, NULL, caller);
+		return;
+	}
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0 &&
+			 KSLAB_LOAD_RELAXED(&heap->deferred) == NULL &&
+			 page->bits[0].freed == page->slots)) {
+		kslab_zone_enter(zone);
+		kept = keep_here(heap, zone, page);
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	if (KSLAB_UNLIKELY(!kept))
+		retire(heap, page);
 }
 
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n)

@@ -410,6 +410,33 @@ static void test_a_large_block_of_a_region_grows_and_shrinks_in_place(void **sta
 	free(memory);
 }
 
+/* A freed large block is the next one of its length: newest first, and without the heap lock. */
+static void test_freed_large_blocks_are_taken_again_newest_first(void **state)
+{
+	static const size_t pages[] = { 5, 9, 5, 5 };
+	unsigned char *block[TESTING_COUNT(pages)];
+	uint64_t locked;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (size_t i = 0; i < TESTING_COUNT(pages); i++)
+		block[i] = kslab_heap_malloc(&t.heap, pages[i] * 4096 - 1);
+	locked = t.heap.lock_acquisitions;
+	for (size_t i = 0; i < TESTING_COUNT(pages); i++) {
+		kslab_heap_free(&t.heap, block[i]);
+		assert_true(kslab_heap_check(&t.heap, NULL));
+	}
+	for (size_t i = TESTING_COUNT(pages); i-- > 0;) {
+		assert_ptr_equal(kslab_heap_malloc(&t.heap, pages[i] * 4096), block[i]);
+		assert_true(kslab_heap_check(&t.heap, NULL));
+		assert_int_equal(kslab_heap_usable_size(&t.heap, block[i]), pages[i] * 4096);
+	}
+	assert_int_equal(t.heap.lock_acquisitions, locked);
+	for (size_t i = 0; i < TESTING_COUNT(pages); i++)
+		kslab_heap_free(&t.heap, block[i]);
+	testing_end(&t);
+}
+
 /* ---- bulk ------------------------------------------------------------------------------------ */
 
 static void test_bulk_gives_as_many_as_asked_and_each_only_once(void **state)
@@ -732,6 +759,7 @@ int main(void)
 		cmocka_unit_test(test_realloc_of_null_allocates_and_to_0_frees),
 		cmocka_unit_test(test_a_failed_realloc_leaves_the_object_as_it_was),
 		cmocka_unit_test(test_a_large_block_of_a_region_grows_and_shrinks_in_place),
+		cmocka_unit_test(test_freed_large_blocks_are_taken_again_newest_first),
 		cmocka_unit_test(test_bulk_gives_as_many_as_asked_and_each_only_once),
 		cmocka_unit_test(test_bulk_stops_where_memory_ends_and_says_why),
 		cmocka_unit_test(test_free_bulk_frees_the_good_ones_around_a_bad_one),

@@ -51,6 +51,7 @@ struct kslab_zone {
 	/* [o] freed large blocks, kept whole; oldest first */
 	struct kslab_page *spare[KSLAB_SPARE_BLOCKS];
 	size_t spare_run; /* [o] base pages in them */
+	uint32_t spares; /* [o] how many they are */
 	/* [l] next zone without a CPU that still holds QUEUED pages */
 	struct kslab_zone *lingering;
 	struct kslab_sc sc[KSLAB_CLASSES] __attribute__((aligned(64)));
