@@ -9,7 +9,7 @@
 /*
  * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run,
  * bytes asked for }. A run may be longer than the block when an alignment above a page was asked of
- * a source that does not align.
+ * a source that does not align, or when the block was made shorter and the run can't be divided.
  */
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page)
 {
@@ -310,6 +310,18 @@ KSLAB_SLOW void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct 
 		retire(heap, page);
 }
 
+/* Base pages from the start of a block to the end of its run. */
+static size_t room_of(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return page->bits[0].freed - ((page->data - page->bits[0].avail) >> heap->page_shift);
+}
+
+/* A block that is all of a run of a region can be cut and extended. */
+static bool is_divisible(struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return page->bits[0].freed == page->slots && kslab_source_is_divisible(heap, page->data);
+}
+
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n)
 {
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift, old = page->slots;
@@ -318,9 +330,14 @@ bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t
 
 	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX)
 		return false;
-	if (pages != old && (page->bits[0].avail != page->data || page->bits[0].freed != old ||
-			     !kslab_source_is_divisible(heap, page->data)))
-		return pages < old; /* a run that can't be divided is kept as it is */
+	if (pages != old && !is_divisible(heap, page)) {
+		/* The run stays as it is, and the block ends where it has to. */
+		if (pages > room_of(heap, page))
+			return false;
+		page->slots = (uint32_t)pages;
+		page->bits[0].remote = n;
+		return true;
+	}
 	if (pages > old && !kslab_source_extend(heap, end, pages - old))
 		return false;
 	if (pages != old) {
