@@ -62,13 +62,18 @@ void *kslab_heap_zalloc(struct kslab_heap *heap, size_t n)
 	return zalloc(heap, n);
 }
 
-void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size)
+KSLAB_INLINE void *zalloc_array(struct kslab_heap *heap, size_t count, size_t size)
 {
 	size_t n;
 
 	if (KSLAB_UNLIKELY(__builtin_mul_overflow(count, size, &n)))
 		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
 	return zalloc(heap, n);
+}
+
+void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size)
+{
+	return zalloc_array(heap, count, size);
 }
 
 void *kslab_heap_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
@@ -99,6 +104,9 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 /* ---- realloc --------------------------------------------------------------------------------- */
 
+/* Longer ones are left to memcpy. */
+#define COPY_WORDS_MAX 64u
+
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
 	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
@@ -114,11 +122,12 @@ static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const 
 	return fresh;
 }
 
-static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, const void *caller)
 {
 	struct kslab_page *page;
 	size_t bytes;
 
+	KSLAB_TAKE_CALLER(caller);
 	if (p == NULL)
 		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
 					      : kslab_debug_malloc(n, heap, 0, caller);
@@ -149,9 +158,85 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	return move(heap, p, bytes, n, caller);
 }
 
+/* Copy n bytes between slots, whose lengths are multiples of words; short ones without a call. */
+KSLAB_INLINE void copy(void *to, const void *from, size_t n)
+{
+	uintptr_t *out = to;
+	const uintptr_t *in = from;
+
+	if (n > COPY_WORDS_MAX) {
+		memcpy(to, from, n);
+		return;
+	}
+	for (size_t i = 0; i < (n + sizeof(*in) - 1) / sizeof(*in); i++) {
+		out[i] = in[i];
+		KSLAB_BARRIER(); /* or the compiler makes it a call of memcpy */
+	}
+}
+
+/* A live object of a size class goes to another one. */
+static KSLAB_SLOW void *move_plain(struct kslab_heap *heap, void *p, size_t old, size_t n,
+				   const void *caller)
+{
+	void *fresh;
+
+	KSLAB_TAKE_CALLER(caller);
+	fresh = kslab_heap_malloc_fast(heap, n, caller);
+	if (KSLAB_UNLIKELY(fresh == NULL))
+		return NULL;
+	copy(fresh, p, old < n ? old : n);
+	kslab_heap_free_fast(heap, p, caller);
+	return fresh;
+}
+
+/*
+ * What a live object of a class belongs to; NULL: it is none, or not seen to be one without a
+ * closer look.
+ */
+KSLAB_INLINE const struct kslab_sc *plain_class(const struct kslab_heap *heap, uintptr_t address)
+{
+	size_t top = kslab_page_map_top_index(&heap->map, address);
+	const struct kslab_page *page;
+	const struct kslab_sc *sc;
+	const kslab_word *bits;
+	kslab_word free;
+	uint32_t index;
+
+	if (KSLAB_UNLIKELY(top >= heap->map.limit))
+		return NULL;
+	page = *kslab_page_map_entry(heap->map.top[top], address);
+	index = kslab_page_index(page, address);
+	sc = page->sc;
+	if (KSLAB_UNLIKELY(sc == NULL || index >= page->slots))
+		return NULL;
+	bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
+	free = KSLAB_LOAD_ACQUIRE(&bits[2]);
+	free |= KSLAB_LOAD_ACQUIRE(&bits[1]);
+	free |= KSLAB_LOAD_RELAXED(&bits[0]);
+	return KSLAB_LIKELY(!(free >> index % KSLAB_WORD_BITS & 1)) ? sc : NULL;
+}
+
+KSLAB_INLINE void *resize(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+{
+	const struct kslab_sc *sc;
+
+	/* The limit is 0 where every call has to go the long way. */
+	if (KSLAB_UNLIKELY(heap->route_limit == 0))
+		goto slow;
+	sc = plain_class(heap, (uintptr_t)p);
+	if (KSLAB_UNLIKELY(sc == NULL || sc->cls == KSLAB_CLASS_CACHE))
+		goto slow;
+	if (n <= sc->size && n > heap->size_below[sc->cls])
+		return p;
+	if (n - 1 < KSLAB_CLASS_MAX_BYTES)
+		return move_plain(heap, p, sc->size, n, KSLAB_TAIL_CALLER(caller));
+slow:
+	return resize_slow(heap, p, n, KSLAB_TAIL_CALLER(caller));
+}
+
 void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n)
 {
-	return resize(heap, p, n, KSLAB_CALLER());
+	return resize(heap, p, n, NULL);
 }
 
 void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size)
@@ -160,7 +245,7 @@ void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, si
 
 	if (__builtin_mul_overflow(count, size, &n))
 		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
-	return resize(heap, p, n, KSLAB_CALLER());
+	return resize(heap, p, n, NULL);
 }
 
 /* ---- free ------------------------------------------------------------------------------------ */
@@ -346,12 +431,12 @@ void *kslab_zalloc(size_t n)
 
 void *kslab_calloc(size_t count, size_t size)
 {
-	return kslab_heap_calloc(DEFAULT, count, size);
+	return zalloc_array(DEFAULT, count, size);
 }
 
 void *kslab_realloc(void *p, size_t n)
 {
-	return resize(DEFAULT, p, n, KSLAB_CALLER());
+	return resize(DEFAULT, p, n, NULL);
 }
 
 void *kslab_reallocarray(void *p, size_t count, size_t size)

@@ -315,6 +315,42 @@ static void test_realloc_stays_in_place_where_class_or_page_run_allow(void **sta
 	}
 }
 
+/* What has changed its size has changed its class: a sized free takes it, with that size only. */
+static void test_realloc_leads_where_malloc_of_the_size_would(void **state)
+{
+	static const struct kslab_config configs[] = {
+		{ 0 },
+		{ .max_page_bytes = 4096 },
+		{ .min_align = 16, .packs = true },
+	};
+
+	(void)state;
+	for (size_t c = 0; c < TESTING_COUNT(configs); c++) {
+		testing_begin(&t, &configs[c]);
+		for (size_t n = 1; n < 17000; n = kslab_heap_good_size(&t.heap, n) + 1) {
+			size_t good = kslab_heap_good_size(&t.heap, n);
+			/* the smallest and the largest of the class, and beyond them */
+			const size_t sizes[] = { n, good, n - 1, good + 1, 1, 17000 };
+
+			for (size_t from = 0; from < 2; from++) {
+				for (size_t to = 0; to < TESTING_COUNT(sizes); to++) {
+					void *p = kslab_heap_malloc(&t.heap, sizes[from]);
+
+					p = kslab_heap_realloc(&t.heap, p, sizes[to]);
+					testing_step(&t);
+					if (sizes[to] == 0)
+						continue;
+					assert_int_equal(kslab_heap_usable_size(&t.heap, p),
+							 kslab_heap_good_size(&t.heap, sizes[to]));
+					kslab_heap_free_sized(&t.heap, p, sizes[to]);
+					testing_step(&t);
+				}
+			}
+		}
+		testing_end(&t);
+	}
+}
+
 static void test_realloc_of_null_allocates_and_to_0_frees(void **state)
 {
 	void *object;
@@ -756,6 +792,7 @@ int main(void)
 		cmocka_unit_test(test_calloc_and_reallocarray_see_every_overflow),
 		cmocka_unit_test(test_realloc_keeps_the_contents_for_every_pair_of_sizes),
 		cmocka_unit_test(test_realloc_stays_in_place_where_class_or_page_run_allow),
+		cmocka_unit_test(test_realloc_leads_where_malloc_of_the_size_would),
 		cmocka_unit_test(test_realloc_of_null_allocates_and_to_0_frees),
 		cmocka_unit_test(test_a_failed_realloc_leaves_the_object_as_it_was),
 		cmocka_unit_test(test_a_large_block_of_a_region_grows_and_shrinks_in_place),

@@ -153,6 +153,8 @@ struct kslab_heap {
 	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES];
 	/* class that serves requests of this one; KSLAB_CLASSES: none */
 	uint8_t use_class[KSLAB_CLASSES];
+	/* slot size of the next smaller class that is used; 0: there is none */
+	uint16_t size_below[KSLAB_CLASSES];
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
 	void (*purge)(void *ctx, void *mem, size_t bytes);
