@@ -723,8 +723,12 @@ static KSLAB_SLOW void *malloc_slower(size_t n, struct kslab_heap *heap, const v
 	return kslab_heap_alloc_slow(heap, &request);
 }
 
-/* Another word, another page that waits. Its registers are saved here, not where large blocks pass. */
-static KSLAB_SLOW void *malloc_middle(size_t n, struct kslab_heap *heap, const void *caller)
+/*
+ * Another word, another page that waits, for the class at an offset in the zone. Its registers are
+ * saved here, not where large blocks pass.
+ */
+static KSLAB_SLOW void *malloc_middle(size_t n, struct kslab_heap *heap, const void *caller,
+				      size_t offset)
 {
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
@@ -738,7 +742,7 @@ static KSLAB_SLOW void *malloc_middle(size_t n, struct kslab_heap *heap, const v
 		return malloc_slower(n, heap, caller);
 	}
 	kslab_zone_enter(zone);
-	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[(n - 1) / 8]);
+	sc = (struct kslab_sc *)((uintptr_t)zone + offset);
 	object = kslab_sc_pop(sc); /* an interrupt since the fast path may have cached a word */
 	if (object == NULL)
 		object = kslab_sc_next_word(&zone->owner, sc);
@@ -757,18 +761,34 @@ static KSLAB_SLOW void *malloc_middle(size_t n, struct kslab_heap *heap, const v
 	return object;
 }
 
+/* What the table of routes does not reach: longer objects, large blocks; or it is closed. */
+static KSLAB_SLOW void *malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	unsigned cls;
+
+	if (heap->debug_level != 0)
+		return kslab_debug_malloc(n, heap, 0, caller);
+	if (heap->route_limit != 0 && n <= KSLAB_CLASS_MAX_BYTES) {
+		cls = heap->use_class[kslab_class_of(n)];
+		if (cls != KSLAB_CLASSES)
+			return malloc_middle(n, heap, caller,
+					     offsetof(struct kslab_zone, sc) +
+						     cls * sizeof(struct kslab_sc));
+	}
+	return malloc_slower(n, heap, caller);
+}
+
 KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
 {
-	size_t limit = heap->route_limit;
+	size_t index = (n - 1) / 8, limit = heap->route_limit;
 
 	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_LIKELY((n - 1) / 8 < limit))
-		return malloc_middle(n, heap, caller);
+	if (KSLAB_LIKELY(index < limit))
+		return malloc_middle(n, heap, caller, heap->route[index]);
 	/* The limit is 0 where every call has to go the long way. */
 	if (n > KSLAB_CLASS_MAX_BYTES && KSLAB_LIKELY(limit != 0))
 		return kslab_large_malloc(n, heap, caller);
-	return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
-				      : malloc_slower(n, heap, caller);
+	return malloc_unrouted(n, heap, caller);
 }
 
 /* Clear without the cost of a call or a string instruction where the piece is small. */

@@ -109,9 +109,14 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
-	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
-					     : kslab_debug_malloc(n, heap, 0, caller);
+	void *fresh;
 
+	if (heap->debug_level != 0)
+		fresh = kslab_debug_malloc(n, heap, 0, caller);
+	else if (n > old && kslab_large_may_hold(heap, n) && heap->route_limit != 0)
+		fresh = kslab_large_grow(heap, n, caller);
+	else
+		fresh = kslab_heap_malloc_fast(heap, n, caller);
 	if (fresh == NULL)
 		return NULL;
 	memcpy(fresh, p, old < n ? old : n);
@@ -120,6 +125,13 @@ static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const 
 	else
 		kslab_debug_free_any(p, heap, caller);
 	return fresh;
+}
+
+/* What a large block may be resized to. */
+static bool is_run_size(struct kslab_heap *heap, size_t n)
+{
+	return (heap->debug_level == 0 && kslab_large_may_hold(heap, n)) ||
+	       kslab_heap_class(heap, n, 1) == KSLAB_CLASSES;
 }
 
 static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, const void *caller)
@@ -144,8 +156,7 @@ static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, 
 	}
 	if (kslab_page_state(page) == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
-		if (n > bytes / 4 && kslab_heap_class(heap, n, 1) == KSLAB_CLASSES &&
-		    kslab_large_resize(heap, page, n)) {
+		if (n > bytes / 4 && is_run_size(heap, n) && kslab_large_resize(heap, page, n)) {
 			if (heap->debug_level != 0)
 				kslab_debug_large_resize(heap, page, bytes, n);
 			return p;
@@ -156,6 +167,25 @@ static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, 
 		return p;
 	}
 	return move(heap, p, bytes, n, caller);
+}
+
+/* A large block whose number of pages stays, or changes in place: without a closer look. */
+static KSLAB_SLOW void *resize_large(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)p);
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&page->owner) == kslab_large_tag(heap) &&
+			 (uintptr_t)p == page->data && n <= KSLAB_REQUEST_MAX)) {
+		if (pages == page->slots) {
+			page->bits[0].remote = n;
+			return p;
+		}
+		if (pages > page->slots && kslab_large_resize(heap, page, n))
+			return p;
+	}
+	return resize_slow(heap, p, n, caller);
 }
 
 /* Copy n bytes between slots, whose lengths are multiples of words; short ones without a call. */
@@ -224,11 +254,16 @@ KSLAB_INLINE void *resize(struct kslab_heap *heap, void *p, size_t n, const void
 	if (KSLAB_UNLIKELY(heap->route_limit == 0))
 		goto slow;
 	sc = plain_class(heap, (uintptr_t)p);
-	if (KSLAB_UNLIKELY(sc == NULL || sc->cls == KSLAB_CLASS_CACHE))
+	if (KSLAB_UNLIKELY(sc == NULL)) {
+		if (kslab_large_may_hold(heap, n))
+			return resize_large(heap, p, n, KSLAB_TAIL_CALLER(caller));
+		goto slow;
+	}
+	if (KSLAB_UNLIKELY(sc->cls == KSLAB_CLASS_CACHE))
 		goto slow;
 	if (n <= sc->size && n > heap->size_below[sc->cls])
 		return p;
-	if (n - 1 < KSLAB_CLASS_MAX_BYTES)
+	if (n != 0 && (n <= sc->size || !kslab_large_may_hold(heap, n)))
 		return move_plain(heap, p, sc->size, n, KSLAB_TAIL_CALLER(caller));
 slow:
 	return resize_slow(heap, p, n, KSLAB_TAIL_CALLER(caller));
@@ -269,7 +304,8 @@ static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page
 	if (heap->debug_level != 0)
 		return kslab_debug_is_right_size(heap, page, p, align, n);
 	if (kslab_page_state(page) == KSLAB_PAGE_LARGE)
-		return cls == KSLAB_CLASSES && n <= kslab_large_bytes(heap, page) &&
+		return (cls == KSLAB_CLASSES || kslab_large_may_hold(heap, n)) &&
+		       n <= kslab_large_bytes(heap, page) &&
 		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
 	return page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || page->sc->cls == cls;
 }

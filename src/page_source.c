@@ -413,7 +413,7 @@ void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
 	return alloc_piece(heap, bytes, flags, reason);
 }
 
-/* Free lists by number of words: 0 (large), 1, 2, 3-5, 6-8, then by doubling. */
+/* Free lists by number of words: 0 (KSLAB_DESCRIPTOR_LARGE), 1, 2, 3-5, 6-8, then by doubling. */
 static unsigned descriptor_bin(unsigned words, unsigned *room)
 {
 	static const uint16_t rooms[] = { 1, 1, 2, 5, 8, 16, 32, 64, 128, 256, 512 };
@@ -466,6 +466,23 @@ void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, uns
 	page->next = heap->meta.free[bin];
 	heap->meta.free[bin] = page;
 	kslab_heap_unlock(heap, &state);
+}
+
+struct kslab_page *kslab_descriptor_take(struct kslab_heap *heap)
+{
+	struct kslab_page *page = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
+
+	if (page != NULL)
+		heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page->next;
+	return page;
+}
+
+void kslab_descriptor_put(struct kslab_heap *heap, struct kslab_page *page)
+{
+	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
+	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
+	page->next = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
+	heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page;
 }
 
 /* ---- runs with their part of the map --------------------------------------------------------- */
