@@ -34,6 +34,14 @@ static void set_map(struct kslab_heap *heap, uintptr_t address, size_t pages,
 	kslab_page_map_set(&heap->map, address, pages << heap->page_shift, page);
 }
 
+/* Under the lock: into the list of all blocks. */
+static void link_block(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+{
+	kslab_page_list_insert_tail(&heap->large, page);
+	heap->large_blocks++;
+	heap->large_pages += pages;
+}
+
 /* Whose it is from now on. What was written to it and to the map comes before. */
 static void bring_to_life(struct kslab_heap *heap, struct kslab_page *page, size_t n)
 {
@@ -104,12 +112,44 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 	return page;
 }
 
+/*
+ * A block out of a region, by taking the lock once; or NULL: not so simple. n may have been too
+ * large, pages too few then.
+ */
+static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pages, size_t n,
+					      bool *zeroed)
+{
+	struct kslab_lock_state state;
+	struct kslab_page *page;
+	struct kslab_run run;
+
+	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX || !kslab_heap_lock(heap, &state))
+		return NULL;
+	page = kslab_descriptor_take(heap);
+	if (page != NULL && !kslab_source_take(heap, pages, &run)) {
+		kslab_descriptor_put(heap, page);
+		page = NULL;
+	}
+	if (page != NULL) {
+		describe(page, run.address, pages);
+		link_block(heap, page, pages);
+	}
+	kslab_heap_unlock(heap, &state);
+	if (page == NULL)
+		return NULL;
+	set_map(heap, run.address, pages, page);
+	bring_to_life(heap, page, n);
+	*zeroed = run.zeroed;
+	return page;
+}
+
 KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
 {
 	/* if it wraps, no block is so short */
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
 	struct kslab_page *page = NULL;
 	struct kslab_zone *zone;
+	bool zeroed;
 
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
@@ -119,6 +159,8 @@ KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const voi
 		kslab_zone_leave(zone);
 	}
 	KSLAB_PORT_UNPIN();
+	if (KSLAB_UNLIKELY(page == NULL))
+		page = take_new(heap, pages, n, &zeroed);
 	if (KSLAB_LIKELY(page != NULL))
 		return (void *)page->data;
 	return kslab_heap_alloc_any(heap, n, 1, 0, caller);
@@ -192,9 +234,7 @@ static struct kslab_page *make_block(struct kslab_heap *heap, const struct kslab
 		kslab_source_free(heap, run->address, run->pages);
 		return NULL;
 	}
-	kslab_page_list_insert_tail(&heap->large, page);
-	heap->large_blocks++;
-	heap->large_pages += run->pages;
+	link_block(heap, page, run->pages);
 	kslab_heap_unlock(heap, &state);
 	return page;
 }
@@ -220,6 +260,11 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
 	}
+	if (align_pages == 1 && (page = take_new(heap, pages, n, &run.zeroed)) != NULL) {
+		if ((flags & KSLAB_ZERO) && !run.zeroed)
+			memset((void *)page->data, 0, pages << heap->page_shift);
+		return (void *)page->data;
+	}
 	reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
 	if (reason != KSLAB_OK && kslab_heap_relieve(heap))
 		reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
@@ -238,38 +283,43 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	return (void *)data;
 }
 
+/*
+ * Entries of the map that are written under the lock, when it is not worth leaving and taking
+ * again.
+ */
+#define ENTRIES_LOCKED 512u
+
 /* A large block that nobody can reach any more. Return: false: the lock can't be had here. */
 bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 {
 	uintptr_t address = page->bits[0].avail;
 	size_t pages = page->bits[0].freed;
 	struct kslab_lock_state state;
-	bool sound;
 
-	if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
+	if (KSLAB_PORT_IN_NMI())
 		return false;
-	if (heap->debug_level != 0) {
-		/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
-		kslab_heap_unlock(heap, &state);
+	/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
+	if (heap->debug_level != 0)
 		kslab_debug_large_verify(heap, page);
-		if (!kslab_heap_lock(heap, &state))
-			return false;
-	}
-	sound = kslab_page_list_is_sound(page);
-	if (sound) {
-		kslab_page_list_remove(&heap->large, page);
-		heap->large_blocks--;
-		heap->large_pages -= pages;
-	}
-	kslab_heap_unlock(heap, &state);
-	if (!sound) { /* no broken link is followed: the block is fenced off */
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	if (!kslab_page_list_is_sound(page)) {
+		/* No broken link is followed: the block is fenced off. */
+		kslab_heap_unlock(heap, &state);
 		kslab_page_set_state(page, KSLAB_PAGE_FENCED);
 		kslab_heap_report_corrupt(heap, page, KSLAB_CALLER());
 		return true;
 	}
+	kslab_page_list_remove(&heap->large, page);
+	heap->large_blocks--;
+	heap->large_pages -= pages;
+	if (pages > ENTRIES_LOCKED)
+		kslab_heap_unlock(heap, &state);
 	set_map(heap, address, pages, &kslab_page_released);
-	kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
-	kslab_source_free(heap, address, pages);
+	if (pages > ENTRIES_LOCKED)
+		kslab_heap_lock(heap, &state);
+	kslab_descriptor_put(heap, page);
+	kslab_source_give_and_unlock(heap, address, pages, &state);
 	return true;
 }
 
@@ -392,8 +442,7 @@ static struct kslab_page *divide(struct kslab_heap *heap, struct kslab_page *pag
 	if (fresh != NULL) {
 		describe(page, front ? middle : start, front ? rest : at);
 		describe(fresh, front ? start : middle, front ? at : rest);
-		kslab_page_list_insert_tail(&heap->large, fresh);
-		heap->large_blocks++;
+		link_block(heap, fresh, 0); /* its pages were counted with the whole */
 	}
 	kslab_heap_unlock(heap, &state);
 	if (fresh != NULL)

@@ -133,13 +133,18 @@ void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t byte
 	while (bytes != 0) {
 		struct kslab_page **entry =
 			kslab_page_map_entry(KSLAB_LOAD_RELAXED(top_of(map, start)), start);
-		size_t span = LEAF_SPAN - (start & (LEAF_SPAN - 1)), entries;
+		size_t span = LEAF_SPAN - (start & (LEAF_SPAN - 1)), n;
 
 		if (span > bytes)
 			span = bytes;
-		entries = span >> KSLAB_CFG_GRAIN_SHIFT;
-		for (size_t i = 0; i < entries; i++)
-			KSLAB_STORE_RELEASE(&entry[i], page);
+		for (n = span >> KSLAB_CFG_GRAIN_SHIFT; n >= 4; n -= 4, entry += 4) {
+			KSLAB_STORE_RELEASE(&entry[0], page);
+			KSLAB_STORE_RELEASE(&entry[1], page);
+			KSLAB_STORE_RELEASE(&entry[2], page);
+			KSLAB_STORE_RELEASE(&entry[3], page);
+		}
+		for (; n != 0; n--)
+			KSLAB_STORE_RELEASE(entry++, page);
 		start += span;
 		bytes -= span;
 	}

@@ -230,6 +230,31 @@ static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, si
 	return KSLAB_OK;
 }
 
+bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run)
+{
+	uintptr_t missing;
+
+	if (heap->inject.rule.where != 0 || is_over_quota(heap, pages))
+		return false;
+	for (unsigned i = 0; i < heap->regions; i++) {
+		struct kslab_region *region = &heap->region[i];
+
+		run->address = kslab_region_alloc(region, heap->page_shift, pages, 1, &run->zeroed);
+		if (run->address == 0)
+			continue;
+		if (kslab_page_map_lacks_leaf(&heap->map, run->address, pages << heap->page_shift,
+					      &missing)) {
+			kslab_region_free(region, heap->page_shift, run->address, pages,
+					  !run->zeroed);
+			return false;
+		}
+		run->pages = pages;
+		count_pages(heap, pages);
+		return true;
+	}
+	return false;
+}
+
 static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				      unsigned flags, struct kslab_run *run)
 {
@@ -527,20 +552,17 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 	return reason;
 }
 
-void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
+void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
+				  struct kslab_lock_state *state)
 {
-	struct kslab_lock_state state;
-	struct kslab_region *region;
+	struct kslab_region *region = region_of(heap, address);
 	size_t dirty = 0;
 
-	if (!kslab_heap_lock(heap, &state))
-		return;
-	region = region_of(heap, address);
 	if (region == NULL && pages == 1 && heap->emergency_pages < heap->emergency_target) {
 		*(uintptr_t *)address = heap->emergency;
 		heap->emergency = address;
 		heap->emergency_pages++;
-		kslab_heap_unlock(heap, &state);
+		kslab_heap_unlock(heap, state);
 		return;
 	}
 	heap->pages_in_use -= pages;
@@ -548,11 +570,19 @@ void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 		kslab_region_free(region, heap->page_shift, address, pages, true);
 		dirty = region->dirty_pages;
 	}
-	kslab_heap_unlock(heap, &state);
+	kslab_heap_unlock(heap, state);
 	if (region == NULL)
 		heap->free_pages(heap->source_ctx, (void *)address, pages);
 	else if (heap->purge != NULL && dirty > heap->purge_bytes >> heap->page_shift)
 		kslab_source_purge(heap, (heap->purge_bytes >> heap->page_shift) / 2);
+}
+
+void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
+{
+	struct kslab_lock_state state;
+
+	if (kslab_heap_lock(heap, &state))
+		kslab_source_give_and_unlock(heap, address, pages, &state);
 }
 
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address)

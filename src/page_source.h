@@ -37,6 +37,14 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 /* Give a run back whose map entries are nobody's again. */
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
 
+/*
+ * The same halves for those who have more to do under the lock. Take: at once, from a region, where
+ * the map has its leaves; false: by kslab_source_alloc, if at all.
+ */
+bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run);
+void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
+				  struct kslab_lock_state *state);
+
 /* True if part of a run can be given back or taken (it lies in a region). */
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address);
 

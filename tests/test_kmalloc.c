@@ -738,6 +738,40 @@ static void test_random_growth_keeps_contents_and_the_region_whole(void **state)
 	region_end();
 }
 
+/* Where there is a descriptor: the run, its place in the list and the counts at once. */
+static void test_a_large_block_of_a_region_takes_the_lock_once_each_way(void **state)
+{
+	unsigned char *block[8], *p;
+	uint64_t locked;
+
+	(void)state;
+	region_begin(&(struct kslab_config){ .retain_bytes = KSLAB_RETAIN_NONE }, 2048);
+	/* Descriptors are free again, and the map has its leaves. */
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		block[i] = region_malloc((size_t)4096 << (10 - i));
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		kslab_heap_free(&region_heap, block[i]);
+	for (size_t pages = 5; pages <= 512; pages += 39) {
+		size_t in_use = region_heap.pages_in_use;
+
+		locked = region_heap.lock_acquisitions;
+		p = region_malloc(pages * 4096);
+		assert_int_equal(region_heap.lock_acquisitions, locked + 1);
+		assert_int_equal(region_heap.pages_in_use, in_use + pages);
+		region_step();
+		kslab_heap_free(&region_heap, p);
+		assert_int_equal(region_heap.lock_acquisitions, locked + 2);
+		assert_int_equal(region_heap.pages_in_use, in_use);
+		region_step();
+	}
+	/* The map of a long block is written outside the lock. */
+	p = region_malloc((size_t)600 * 4096);
+	locked = region_heap.lock_acquisitions;
+	kslab_heap_free(&region_heap, p);
+	assert_int_equal(region_heap.lock_acquisitions, locked + 2);
+	region_end();
+}
+
 /* A freed large block is the next one of its length: newest first, and without the heap lock. */
 static void test_freed_large_blocks_are_taken_again_newest_first(void **state)
 {
@@ -1095,6 +1129,7 @@ int main(void)
 		cmocka_unit_test(test_a_size_of_a_class_may_lie_in_a_run_after_growth),
 		cmocka_unit_test(test_spare_blocks_that_must_stay_whole_are_not_cut),
 		cmocka_unit_test(test_random_growth_keeps_contents_and_the_region_whole),
+		cmocka_unit_test(test_a_large_block_of_a_region_takes_the_lock_once_each_way),
 		cmocka_unit_test(test_freed_large_blocks_are_taken_again_newest_first),
 		cmocka_unit_test(test_bulk_gives_as_many_as_asked_and_each_only_once),
 		cmocka_unit_test(test_bulk_stops_where_memory_ends_and_says_why),
