@@ -38,37 +38,35 @@ size_t kslab_bittree_words(size_t bits)
 	return total;
 }
 
-bool kslab_bittree_test(const kslab_word *tree, size_t bit)
+void kslab_bittree_raise(kslab_word *tree, size_t bits, size_t i)
 {
-	return (tree[bit / KSLAB_WORD_BITS] >> (bit % KSLAB_WORD_BITS)) & 1;
-}
+	while (bits > KSLAB_WORD_BITS) {
+		kslab_word *word;
+		bool had;
 
-void kslab_bittree_set(kslab_word *tree, size_t bits, size_t bit)
-{
-	for (;;) {
-		kslab_word *word = &tree[bit / KSLAB_WORD_BITS];
-		bool had = *word != 0;
-
-		*word |= (kslab_word)1 << (bit % KSLAB_WORD_BITS);
-		if (had || bits <= KSLAB_WORD_BITS)
-			return;
 		bits = words_of(bits);
 		tree += bits;
-		bit /= KSLAB_WORD_BITS;
+		word = &tree[i / KSLAB_WORD_BITS];
+		had = *word != 0;
+		*word |= (kslab_word)1 << (i % KSLAB_WORD_BITS);
+		if (had)
+			return;
+		i /= KSLAB_WORD_BITS;
 	}
 }
 
-void kslab_bittree_clear(kslab_word *tree, size_t bits, size_t bit)
+void kslab_bittree_lower(kslab_word *tree, size_t bits, size_t i)
 {
-	for (;;) {
-		kslab_word *word = &tree[bit / KSLAB_WORD_BITS];
+	while (bits > KSLAB_WORD_BITS) {
+		kslab_word *word;
 
-		*word &= ~((kslab_word)1 << (bit % KSLAB_WORD_BITS));
-		if (*word != 0 || bits <= KSLAB_WORD_BITS)
-			return;
 		bits = words_of(bits);
 		tree += bits;
-		bit /= KSLAB_WORD_BITS;
+		word = &tree[i / KSLAB_WORD_BITS];
+		*word &= ~((kslab_word)1 << (i % KSLAB_WORD_BITS));
+		if (*word != 0)
+			return;
+		i /= KSLAB_WORD_BITS;
 	}
 }
 
@@ -91,8 +89,8 @@ void kslab_bittree_set_range(kslab_word *tree, size_t bits, size_t first, size_t
 		bool had = tree[i] != 0;
 
 		tree[i] |= range_mask(i, first, n);
-		if (!had && bits > KSLAB_WORD_BITS)
-			kslab_bittree_set(tree + words_of(bits), words_of(bits), i);
+		if (!had)
+			kslab_bittree_raise(tree, bits, i);
 	}
 }
 
@@ -107,8 +105,8 @@ size_t kslab_bittree_clear_range(kslab_word *tree, size_t bits, size_t first, si
 			continue;
 		tree[i] &= ~gone;
 		cleared += kslab_popcount(gone);
-		if (tree[i] == 0 && bits > KSLAB_WORD_BITS)
-			kslab_bittree_clear(tree + words_of(bits), words_of(bits), i);
+		if (tree[i] == 0)
+			kslab_bittree_lower(tree, bits, i);
 	}
 	return cleared;
 }

@@ -13,14 +13,42 @@
 
 #include <kslab/object_page.h>
 
+#include "compiler.h"
+
 #define KSLAB_BITTREE_LEVELS 8
 #define KSLAB_BITTREE_NONE ((size_t)-1)
 
 /* Words that a tree of n bits takes. */
 size_t kslab_bittree_words(size_t bits);
-bool kslab_bittree_test(const kslab_word *tree, size_t bit);
-void kslab_bittree_set(kslab_word *tree, size_t bits, size_t bit);
-void kslab_bittree_clear(kslab_word *tree, size_t bits, size_t bit);
+
+KSLAB_INLINE bool kslab_bittree_test(const kslab_word *tree, size_t bit)
+{
+	return (tree[bit / KSLAB_WORD_BITS] >> (bit % KSLAB_WORD_BITS)) & 1;
+}
+
+/* The levels above, after word `i` of level 0 became nonzero, or zero. */
+void kslab_bittree_raise(kslab_word *tree, size_t bits, size_t i);
+void kslab_bittree_lower(kslab_word *tree, size_t bits, size_t i);
+
+KSLAB_INLINE void kslab_bittree_set(kslab_word *tree, size_t bits, size_t bit)
+{
+	size_t i = bit / KSLAB_WORD_BITS;
+	kslab_word had = tree[i];
+
+	tree[i] = had | (kslab_word)1 << (bit % KSLAB_WORD_BITS);
+	if (had == 0)
+		kslab_bittree_raise(tree, bits, i);
+}
+
+KSLAB_INLINE void kslab_bittree_clear(kslab_word *tree, size_t bits, size_t bit)
+{
+	size_t i = bit / KSLAB_WORD_BITS;
+
+	tree[i] &= ~((kslab_word)1 << (bit % KSLAB_WORD_BITS));
+	if (tree[i] == 0)
+		kslab_bittree_lower(tree, bits, i);
+}
+
 /* The same for bits [first, first + n). Return of clear: how many were set. O(n / word). */
 void kslab_bittree_set_range(kslab_word *tree, size_t bits, size_t first, size_t n);
 size_t kslab_bittree_clear_range(kslab_word *tree, size_t bits, size_t first, size_t n);

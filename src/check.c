@@ -105,15 +105,17 @@ static void check_zone(void *ctx, struct kslab_zone *zone)
 	const struct kslab_page *where;
 	struct kslab_sc *sc = NULL;
 	size_t spare_run = 0, pages = 0;
+	uint32_t spares = 0;
 	const char *mail;
 
 	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
+		spares++;
 		spare_run += zone->spare[i]->slots;
 		if (zone->spare[i]->state != KSLAB_PAGE_LARGE ||
 		    zone->spare[i]->owner == kslab_large_tag(checking->heap))
 			wrong(checking, "a spare block is live, or none", zone->spare[i]);
 	}
-	if (spare_run != zone->spare_run)
+	if (spare_run != zone->spare_run || spares != zone->spares)
 		wrong(checking, "count of spare pages of a zone is wrong", NULL);
 	if (zone->heap != checking->heap)
 		wrong(checking, "a zone belongs to another heap", NULL);

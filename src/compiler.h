@@ -151,9 +151,11 @@ KSLAB_INLINE unsigned kslab_popcount(uintptr_t w)
 	return (unsigned)((uintptr_t)(w * (ones / 255)) >> (8 * sizeof(w) - 8));
 }
 
-/* floor(log2(n)), n != 0; by halves where there is no instruction. */
+/* floor(log2(n)), n != 0; by halves where there is no instruction, or libgcc would be called. */
 KSLAB_INLINE unsigned kslab_log2(size_t n)
 {
+#if (defined(__riscv) && !defined(__riscv_zbb)) || (defined(__ARM_ARCH) && __ARM_ARCH < 7) ||      \
+	defined(KSLAB_NO_CTZ)
 	unsigned r = 0;
 
 	for (unsigned s = 4 * (unsigned)sizeof(n); s != 0; s /= 2) {
@@ -163,6 +165,10 @@ KSLAB_INLINE unsigned kslab_log2(size_t n)
 		}
 	}
 	return r;
+#else
+	return sizeof(n) == sizeof(unsigned) ? 31u - (unsigned)__builtin_clz((unsigned)n)
+					     : 63u - (unsigned)__builtin_clzll(n);
+#endif
 }
 
 /*

@@ -881,24 +881,24 @@ static KSLAB_SLOW void *malloc_turn(size_t n, const void *caller, struct kslab_z
 	return object;
 }
 
-/* The routing can't be used: a large size, debugging, before init. */
-static KSLAB_SLOW void *malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+static KSLAB_COLD void *leave_with(void *object, struct kslab_heap *heap, struct kslab_zone *zone,
+				   const void *caller)
 {
-	return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
-				      : malloc_slower(n, heap, caller);
+	kslab_heap_leave(heap, zone, caller);
+	return object;
 }
 
-/* The middle path; it calls nothing on its way that would make it save registers. */
-KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+/*
+ * The middle path; it calls nothing on its way that would make it save registers. It serves requests
+ * of other CPUs, too: a CPU that goes round in one page comes by nowhere else.
+ */
+KSLAB_INLINE void *malloc_middle(size_t n, struct kslab_heap *heap, const void *caller,
+				 size_t offset)
 {
-	size_t index = (n - 1) / 8;
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
-	void *object;
+	void *object = NULL;
 
-	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return malloc_unrouted(n, heap, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
@@ -907,16 +907,47 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	}
 	kslab_zone_enter(zone);
 	zone->counters.slow_allocs++;
-	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
-	object = NULL;
+	sc = (struct kslab_sc *)((uintptr_t)zone + offset);
 	/* An interrupt since the fast path may have cached a word. */
 	if (KSLAB_LIKELY(sc->ready != 0 && *sc->word == 0))
 		object = kslab_sc_issue_ready(sc);
 	if (KSLAB_UNLIKELY(object == NULL))
 		return malloc_turn(n, caller, zone, sc);
+	if (KSLAB_UNLIKELY(zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch)))
+		return leave_with(object, heap, zone, caller);
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
 	return object;
+}
+
+/* What the table of routes does not reach: longer objects, large blocks; or it is closed. */
+static KSLAB_SLOW void *malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	unsigned cls;
+
+	if (heap->debug_level != 0)
+		return kslab_debug_malloc(n, heap, 0, caller);
+	if (heap->route_limit != 0 && n <= KSLAB_CLASS_MAX_BYTES) {
+		cls = heap->use_class[kslab_class_of(n)];
+		if (cls != KSLAB_CLASSES)
+			return malloc_middle(n, heap, caller,
+					     offsetof(struct kslab_zone, sc) +
+						     cls * sizeof(struct kslab_sc));
+	}
+	return malloc_slower(n, heap, caller);
+}
+
+KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	size_t index = (n - 1) / 8, limit = heap->route_limit;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (KSLAB_LIKELY(index < limit))
+		return malloc_middle(n, heap, caller, heap->route[index]);
+	/* The limit is 0 where every call has to go the long way. */
+	if (n > KSLAB_CLASS_MAX_BYTES && KSLAB_LIKELY(limit != 0))
+		return kslab_large_malloc(n, heap, caller);
+	return malloc_unrouted(n, heap, caller);
 }
 
 /* Clear without the cost of a call or a string instruction where the piece is small. */
@@ -1224,6 +1255,8 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 slow:
 	if (heap->debug_level != 0)
 		kslab_debug_free_any(p, heap, caller);
+	else if (owner == kslab_large_tag(heap))
+		kslab_large_free_plain(p, heap, page, caller);
 	else
 		kslab_heap_free_slow(heap, p, NULL, caller);
 }

@@ -142,9 +142,27 @@ KSLAB_INLINE uintptr_t kslab_large_tag(const struct kslab_heap *heap)
 	return (uintptr_t)heap | KSLAB_TAG_LARGE;
 }
 
+/*
+ * Sizes that may lie in a page run. Among those of the size classes only what grows, or was larger
+ * before, does so; and only if it fills three quarters of more than one page.
+ */
+KSLAB_INLINE bool kslab_large_may_hold(const struct kslab_heap *heap, size_t n)
+{
+	size_t run = (n + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
+
+	return n > KSLAB_CLASS_MAX_BYTES || (n > heap->page_bytes && run - n <= run / 4);
+}
+
 void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags);
+/* The short way at debug level 0, of n above the size classes: a spare block, or kslab_large_alloc. */
+void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller);
 /* Return: false: not the start of a live block. */
 bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address);
+/* The short way at debug level 0: of a block whose owner said it is live; verdict included. */
+void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			    const void *caller);
+/* The same as kslab_large_malloc, for a block that will perhaps grow on: with room behind it. */
+void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller);
 /* In place; false: move it. */
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);

@@ -58,6 +58,7 @@ static void init_routes(struct kslab_heap *heap)
 {
 	uint64_t best_cost = UINT64_MAX;
 	uint8_t best = KSLAB_CLASSES;
+	size_t below = 0;
 
 	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
 		kslab_class_runs(kslab_class_bytes(cls), heap->page_bytes, heap->max_page_bytes,
@@ -68,6 +69,11 @@ static void init_routes(struct kslab_heap *heap)
 			best_cost = cost_of(heap, cls);
 		}
 		heap->use_class[cls] = best;
+	}
+	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++) {
+		heap->size_below[cls] = (uint16_t)below;
+		if (heap->use_class[cls] == cls)
+			below = kslab_class_bytes(cls);
 	}
 	heap->route_limit = 0;
 	for (size_t i = 0; i < KSLAB_ARRAY_LENGTH(heap->route); i++) {

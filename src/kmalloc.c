@@ -62,13 +62,18 @@ void *kslab_heap_zalloc(struct kslab_heap *heap, size_t n)
 	return zalloc(heap, n);
 }
 
-void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size)
+KSLAB_INLINE void *zalloc_array(struct kslab_heap *heap, size_t count, size_t size)
 {
 	size_t n;
 
 	if (KSLAB_UNLIKELY(__builtin_mul_overflow(count, size, &n)))
 		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
 	return zalloc(heap, n);
+}
+
+void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size)
+{
+	return zalloc_array(heap, count, size);
 }
 
 void *kslab_heap_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
@@ -99,11 +104,19 @@ size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n)
 
 /* ---- realloc --------------------------------------------------------------------------------- */
 
+/* Longer ones are left to memcpy. */
+#define COPY_WORDS_MAX 64u
+
 static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const void *caller)
 {
-	void *fresh = heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
-					     : kslab_debug_malloc(n, heap, 0, caller);
+	void *fresh;
 
+	if (heap->debug_level != 0)
+		fresh = kslab_debug_malloc(n, heap, 0, caller);
+	else if (n > old && kslab_large_may_hold(heap, n) && heap->route_limit != 0)
+		fresh = kslab_large_grow(heap, n, caller);
+	else
+		fresh = kslab_heap_malloc_fast(heap, n, caller);
 	if (fresh == NULL)
 		return NULL;
 	memcpy(fresh, p, old < n ? old : n);
@@ -114,11 +127,19 @@ static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const 
 	return fresh;
 }
 
-static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+/* What a large block may be resized to. */
+static bool is_run_size(struct kslab_heap *heap, size_t n)
+{
+	return (heap->debug_level == 0 && kslab_large_may_hold(heap, n)) ||
+	       kslab_heap_class(heap, n, 1) == KSLAB_CLASSES;
+}
+
+static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, const void *caller)
 {
 	struct kslab_page *page;
 	size_t bytes;
 
+	KSLAB_TAKE_CALLER(caller);
 	if (p == NULL)
 		return heap->debug_level == 0 ? kslab_heap_malloc_fast(heap, n, caller)
 					      : kslab_debug_malloc(n, heap, 0, caller);
@@ -135,8 +156,7 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	}
 	if (kslab_page_state(page) == KSLAB_PAGE_LARGE) {
 		/* Stays a page run unless it would fit a small class. */
-		if (n > bytes / 4 && kslab_heap_class(heap, n, 1) == KSLAB_CLASSES &&
-		    kslab_large_resize(heap, page, n)) {
+		if (n > bytes / 4 && is_run_size(heap, n) && kslab_large_resize(heap, page, n)) {
 			if (heap->debug_level != 0)
 				kslab_debug_large_resize(heap, page, bytes, n);
 			return p;
@@ -149,9 +169,109 @@ static void *resize(struct kslab_heap *heap, void *p, size_t n, const void *call
 	return move(heap, p, bytes, n, caller);
 }
 
+/* A large block whose number of pages stays, or changes in place: without a closer look. */
+static KSLAB_SLOW void *resize_large(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)p);
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&page->owner) == kslab_large_tag(heap) &&
+			 (uintptr_t)p == page->data && n <= KSLAB_REQUEST_MAX)) {
+		if (pages == page->slots) {
+			page->bits[0].remote = n;
+			return p;
+		}
+		if (pages > page->slots && kslab_large_resize(heap, page, n))
+			return p;
+	}
+	return resize_slow(heap, p, n, caller);
+}
+
+/* Copy n bytes between slots, whose lengths are multiples of words; short ones without a call. */
+KSLAB_INLINE void copy(void *to, const void *from, size_t n)
+{
+	uintptr_t *out = to;
+	const uintptr_t *in = from;
+
+	if (n > COPY_WORDS_MAX) {
+		memcpy(to, from, n);
+		return;
+	}
+	for (size_t i = 0; i < (n + sizeof(*in) - 1) / sizeof(*in); i++) {
+		out[i] = in[i];
+		KSLAB_BARRIER(); /* or the compiler makes it a call of memcpy */
+	}
+}
+
+/* A live object of a size class goes to another one. */
+static KSLAB_SLOW void *move_plain(struct kslab_heap *heap, void *p, size_t old, size_t n,
+				   const void *caller)
+{
+	void *fresh;
+
+	KSLAB_TAKE_CALLER(caller);
+	fresh = kslab_heap_malloc_fast(heap, n, caller);
+	if (KSLAB_UNLIKELY(fresh == NULL))
+		return NULL;
+	copy(fresh, p, old < n ? old : n);
+	kslab_heap_free_fast(heap, p, caller);
+	return fresh;
+}
+
+/*
+ * What a live object of a class belongs to; NULL: it is none, or not seen to be one without a
+ * closer look.
+ */
+KSLAB_INLINE const struct kslab_sc *plain_class(const struct kslab_heap *heap, uintptr_t address)
+{
+	size_t top = kslab_page_map_top_index(&heap->map, address);
+	const struct kslab_page *page;
+	const struct kslab_sc *sc;
+	const kslab_word *bits;
+	kslab_word free;
+	uint32_t index;
+
+	if (KSLAB_UNLIKELY(top >= heap->map.limit))
+		return NULL;
+	page = *kslab_page_map_entry(heap->map.top[top], address);
+	index = kslab_page_index(page, address);
+	sc = page->sc;
+	if (KSLAB_UNLIKELY(sc == NULL || index >= page->slots))
+		return NULL;
+	bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
+	free = KSLAB_LOAD_ACQUIRE(&bits[2]);
+	free |= KSLAB_LOAD_ACQUIRE(&bits[1]);
+	free |= KSLAB_LOAD_RELAXED(&bits[0]);
+	return KSLAB_LIKELY(!(free >> index % KSLAB_WORD_BITS & 1)) ? sc : NULL;
+}
+
+KSLAB_INLINE void *resize(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+{
+	const struct kslab_sc *sc;
+
+	/* The limit is 0 where every call has to go the long way. */
+	if (KSLAB_UNLIKELY(heap->route_limit == 0))
+		goto slow;
+	sc = plain_class(heap, (uintptr_t)p);
+	if (KSLAB_UNLIKELY(sc == NULL)) {
+		if (kslab_large_may_hold(heap, n))
+			return resize_large(heap, p, n, KSLAB_TAIL_CALLER(caller));
+		goto slow;
+	}
+	if (KSLAB_UNLIKELY(sc->cls == KSLAB_CLASS_CACHE))
+		goto slow;
+	if (n <= sc->size && n > heap->size_below[sc->cls])
+		return p;
+	if (n != 0 && (n <= sc->size || !kslab_large_may_hold(heap, n)))
+		return move_plain(heap, p, sc->size, n, KSLAB_TAIL_CALLER(caller));
+slow:
+	return resize_slow(heap, p, n, KSLAB_TAIL_CALLER(caller));
+}
+
 void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n)
 {
-	return resize(heap, p, n, KSLAB_CALLER());
+	return resize(heap, p, n, NULL);
 }
 
 void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size)
@@ -160,7 +280,7 @@ void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, si
 
 	if (__builtin_mul_overflow(count, size, &n))
 		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
-	return resize(heap, p, n, KSLAB_CALLER());
+	return resize(heap, p, n, NULL);
 }
 
 /* ---- free ------------------------------------------------------------------------------------ */
@@ -184,7 +304,8 @@ static bool is_right_size(struct kslab_heap *heap, const struct kslab_page *page
 	if (heap->debug_level != 0)
 		return kslab_debug_is_right_size(heap, page, p, align, n);
 	if (kslab_page_state(page) == KSLAB_PAGE_LARGE)
-		return cls == KSLAB_CLASSES && n <= kslab_large_bytes(heap, page) &&
+		return (cls == KSLAB_CLASSES || kslab_large_may_hold(heap, n)) &&
+		       n <= kslab_large_bytes(heap, page) &&
 		       (n == 0 || kslab_large_bytes(heap, page) - n < heap->page_bytes);
 	return page->sc == NULL || page->sc->cls == KSLAB_CLASS_CACHE || page->sc->cls == cls;
 }
@@ -431,12 +552,12 @@ void *kslab_zalloc(size_t n)
 
 void *kslab_calloc(size_t count, size_t size)
 {
-	return kslab_heap_calloc(DEFAULT, count, size);
+	return zalloc_array(DEFAULT, count, size);
 }
 
 void *kslab_realloc(void *p, size_t n)
 {
-	return resize(DEFAULT, p, n, KSLAB_CALLER());
+	return resize(DEFAULT, p, n, NULL);
 }
 
 void *kslab_reallocarray(void *p, size_t count, size_t size)

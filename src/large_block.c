@@ -12,20 +12,50 @@
 /*
  * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run,
  * bytes asked for }. A run may be longer than the block when an alignment above a page was asked of
- * a source that does not align.
+ * a source that does not align, or when the block was made shorter and the run can't be divided.
  */
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	return (size_t)page->slots << heap->page_shift;
 }
 
-static void link_large(struct kslab_heap *heap, struct kslab_page *page,
-		       const struct kslab_run *run)
+/* A descriptor becomes that of a block at the start of a run; nobody's yet. */
+static void describe(struct kslab_page *page, uintptr_t address, size_t pages)
 {
-	kslab_page_map_set(&heap->map, run->address, run->pages << heap->page_shift, page);
+	page->data = address;
+	page->slots = (uint32_t)pages;
+	page->inverse = 0;
+	page->sc = NULL;
+	kslab_page_set_state(page, KSLAB_PAGE_LARGE);
+	page->bits[0].avail = address;
+	page->bits[0].freed = pages;
+}
+
+static void set_map(struct kslab_heap *heap, uintptr_t address, size_t pages,
+		    struct kslab_page *page)
+{
+	kslab_page_map_set(&heap->map, address, pages << heap->page_shift, page);
+}
+
+/* Under the lock: into the list of all blocks. */
+static void link_block(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+{
 	kslab_page_list_insert_tail(&heap->large, page);
 	heap->large_blocks++;
-	heap->large_pages += run->pages;
+	heap->large_pages += pages;
+}
+
+/* Whose it is from now on. What was written to it and to the map comes before. */
+static void bring_to_life(struct kslab_heap *heap, struct kslab_page *page, size_t n)
+{
+	page->bits[0].remote = n;
+	KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
+}
+
+/* The first page behind a block. */
+static uintptr_t end_of(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return page->data + kslab_large_bytes(heap, page);
 }
 
 /* ---- spare blocks: a zone keeps a few freed ones whole --------------------------------------- */
@@ -35,19 +65,41 @@ static struct kslab_page *take_spare(struct kslab_zone *zone, unsigned i)
 {
 	struct kslab_page *page = zone->spare[i];
 
-	for (; i + 1 < KSLAB_SPARE_BLOCKS; i++)
+	zone->spares--;
+	for (; i < zone->spares; i++)
 		zone->spare[i] = zone->spare[i + 1];
 	zone->spare[i] = NULL;
 	zone->spare_run -= page->slots;
 	return page;
 }
 
-struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
+static void put_spare(struct kslab_zone *zone, struct kslab_page *page)
 {
-	return zone->spare[0] != NULL ? take_spare(zone, 0) : NULL;
+	zone->spare[zone->spares++] = page;
+	zone->spare_run += page->slots;
 }
 
-/* A spare block of exactly this length, live again; or NULL. */
+struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
+{
+	return zone->spares != 0 ? take_spare(zone, 0) : NULL;
+}
+
+/* The newest spare block of exactly this length, live again; or NULL. Inside the zone. */
+KSLAB_INLINE struct kslab_page *reuse_spare(struct kslab_heap *heap, struct kslab_zone *zone,
+					    size_t pages, size_t n)
+{
+	for (unsigned i = zone->spares; i-- > 0;) {
+		struct kslab_page *page = zone->spare[i];
+
+		if (page->slots == pages) {
+			take_spare(zone, i);
+			bring_to_life(heap, page, n);
+			return page;
+		}
+	}
+	return NULL;
+}
+
 static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 {
 	struct kslab_page *page = NULL;
@@ -56,18 +108,76 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
 	if (zone != NULL) {
-		for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++) {
-			if (zone->spare[i]->slots == pages) {
-				page = take_spare(zone, i);
-				page->bits[0].remote = n;
-				KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
-				break;
-			}
-		}
+		page = reuse_spare(heap, zone, pages, n);
 		kslab_zone_leave(zone);
 	}
 	KSLAB_PORT_UNPIN();
 	return page;
+}
+
+/*
+ * A block out of a region, by taking the lock once; or NULL: not so simple. n may have been too
+ * large, pages too few then.
+ */
+static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pages, size_t n,
+					      bool *zeroed)
+{
+	struct kslab_lock_state state;
+	struct kslab_page *page;
+	struct kslab_run run;
+
+	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX || !kslab_heap_lock(heap, &state))
+		return NULL;
+	page = kslab_descriptor_take(heap);
+	if (page != NULL && !kslab_source_take(heap, pages, &run)) {
+		kslab_descriptor_put(heap, page);
+		page = NULL;
+	}
+	if (page != NULL) {
+		describe(page, run.address, pages);
+		link_block(heap, page, pages);
+	}
+	kslab_heap_unlock(heap, &state);
+	if (page == NULL)
+		return NULL;
+	set_map(heap, run.address, pages, page);
+	bring_to_life(heap, page, n);
+	*zeroed = run.zeroed;
+	return page;
+}
+
+KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	/* if it wraps, no block is so short */
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
+	struct kslab_page *page = NULL;
+	struct kslab_zone *zone;
+	bool zeroed;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_quick_zone(heap);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0)) {
+		kslab_zone_enter(zone);
+		page = reuse_spare(heap, zone, pages, n);
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	if (KSLAB_UNLIKELY(page == NULL))
+		page = take_new(heap, pages, n, &zeroed);
+	if (KSLAB_LIKELY(page != NULL))
+		return (void *)page->data;
+	return kslab_heap_alloc_any(heap, n, 1, 0, caller);
+}
+
+/* Keep a freed block in an entered zone, if there is room. */
+KSLAB_INLINE bool keep_here(struct kslab_heap *heap, struct kslab_zone *zone,
+			    struct kslab_page *page)
+{
+	if (zone->spares == KSLAB_SPARE_BLOCKS || page->slots > UINT32_MAX - zone->spare_run ||
+	    zone->spare_run + page->slots > KSLAB_LOAD_RELAXED(&heap->retain_run))
+		return false;
+	put_spare(zone, page);
+	return true;
 }
 
 /*
@@ -76,13 +186,12 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
  */
 static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 {
-	size_t limit = KSLAB_LOAD_RELAXED(&heap->retain_run);
 	struct kslab_page *out = NULL;
 	struct kslab_zone *zone;
-	unsigned i = 0;
 
 	page->mail_next = NULL;
-	if (page->slots > limit || page->bits[0].freed != page->slots)
+	if (page->slots > KSLAB_LOAD_RELAXED(&heap->retain_run) ||
+	    page->bits[0].freed != page->slots)
 		return page;
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_enter(heap);
@@ -90,27 +199,53 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 		KSLAB_PORT_UNPIN();
 		return page;
 	}
-	while (zone->spare[KSLAB_SPARE_BLOCKS - 1] != NULL ||
-	       zone->spare_run + page->slots > limit) {
+	while (!keep_here(heap, zone, page)) {
 		struct kslab_page *oldest = take_spare(zone, 0);
 
 		oldest->mail_next = out;
 		out = oldest;
 	}
-	while (zone->spare[i] != NULL)
-		i++;
-	zone->spare[i] = page;
-	zone->spare_run += page->slots;
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
 	return out;
+}
+
+/*
+ * A live block of `pages` at `data` in a run that was just taken. Return: NULL: *reason says why, and
+ * the run went back.
+ */
+static struct kslab_page *make_block(struct kslab_heap *heap, const struct kslab_run *run,
+				     uintptr_t data, size_t pages, unsigned flags,
+				     enum kslab_reason *reason)
+{
+	struct kslab_page *page =
+		kslab_descriptor_alloc(heap, KSLAB_DESCRIPTOR_LARGE, flags, reason);
+	struct kslab_lock_state state;
+
+	if (page == NULL) {
+		kslab_source_free(heap, run->address, run->pages);
+		return NULL;
+	}
+	describe(page, data, pages);
+	page->bits[0].avail = run->address;
+	page->bits[0].freed = run->pages;
+	set_map(heap, run->address, run->pages, page);
+	if (!kslab_heap_lock(heap, &state)) {
+		*reason = KSLAB_BUSY;
+		set_map(heap, run->address, run->pages, &kslab_page_released);
+		kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
+		kslab_source_free(heap, run->address, run->pages);
+		return NULL;
+	}
+	link_block(heap, page, run->pages);
+	kslab_heap_unlock(heap, &state);
+	return page;
 }
 
 void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags)
 {
 	size_t page_bytes = heap->page_bytes, pages,
 	       align_pages = align > page_bytes ? align >> heap->page_shift : 1;
-	struct kslab_lock_state state;
 	enum kslab_reason reason;
 	struct kslab_page *page;
 	struct kslab_run run;
@@ -128,6 +263,11 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
 	}
+	if (align_pages == 1 && (page = take_new(heap, pages, n, &run.zeroed)) != NULL) {
+		if ((flags & KSLAB_ZERO) && !run.zeroed)
+			memset((void *)page->data, 0, pages << heap->page_shift);
+		return (void *)page->data;
+	}
 	reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
 	if (reason != KSLAB_OK && kslab_heap_relieve(heap))
 		reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
@@ -135,28 +275,22 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 		reason = kslab_source_alloc(heap, pages + align_pages - 1, 1, flags, &run);
 	if (reason != KSLAB_OK)
 		return kslab_heap_fail(heap, reason);
-	page = kslab_descriptor_alloc(heap, KSLAB_DESCRIPTOR_LARGE, flags, &reason);
-	if (page == NULL || !kslab_heap_lock(heap, &state)) {
-		kslab_source_free(heap, run.address, run.pages);
-		return kslab_heap_fail(heap, page == NULL ? reason : KSLAB_BUSY);
-	}
 	data = (run.address + align_pages * page_bytes - 1) &
 	       ~(uintptr_t)(align_pages * page_bytes - 1);
-	page->data = data;
-	page->slots = (uint32_t)pages;
-	page->inverse = 0;
-	page->sc = NULL;
-	kslab_page_set_state(page, KSLAB_PAGE_LARGE);
-	page->bits[0].avail = run.address;
-	page->bits[0].freed = run.pages;
-	page->bits[0].remote = n;
-	KSLAB_STORE_RELAXED(&page->owner, kslab_large_tag(heap));
-	link_large(heap, page, &run);
-	kslab_heap_unlock(heap, &state);
+	page = make_block(heap, &run, data, pages, flags, &reason);
+	if (page == NULL)
+		return kslab_heap_fail(heap, reason);
+	bring_to_life(heap, page, n);
 	if ((flags & KSLAB_ZERO) && !run.zeroed)
 		memset((void *)data, 0, pages << heap->page_shift);
 	return (void *)data;
 }
+
+/*
+ * Entries of the map that are written under the lock, when it is not worth leaving and taking
+ * again.
+ */
+#define ENTRIES_LOCKED 512u
 
 /* A large block that nobody can reach any more. Return: false: the lock can't be had here. */
 bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
@@ -164,32 +298,31 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	uintptr_t address = page->bits[0].avail;
 	size_t pages = page->bits[0].freed;
 	struct kslab_lock_state state;
-	bool sound;
 
-	if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
+	if (KSLAB_PORT_IN_NMI())
 		return false;
-	if (heap->debug_level != 0) {
-		/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
-		kslab_heap_unlock(heap, &state);
+	/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
+	if (heap->debug_level != 0)
 		kslab_debug_large_verify(heap, page);
-		if (!kslab_heap_lock(heap, &state))
-			return false;
-	}
-	sound = kslab_page_list_is_sound(page);
-	if (sound) {
-		kslab_page_list_remove(&heap->large, page);
-		heap->large_blocks--;
-		heap->large_pages -= pages;
-	}
-	kslab_heap_unlock(heap, &state);
-	if (!sound) { /* no broken link is followed: the block is fenced off */
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	if (!kslab_page_list_is_sound(page)) {
+		/* No broken link is followed: the block is fenced off. */
+		kslab_heap_unlock(heap, &state);
 		kslab_page_set_state(page, KSLAB_PAGE_FENCED);
 		kslab_heap_report_corrupt(heap, page, KSLAB_CALLER());
 		return true;
 	}
-	kslab_page_map_set(&heap->map, address, pages << heap->page_shift, &kslab_page_released);
-	kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
-	kslab_source_free(heap, address, pages);
+	kslab_page_list_remove(&heap->large, page);
+	heap->large_blocks--;
+	heap->large_pages -= pages;
+	if (pages > ENTRIES_LOCKED)
+		kslab_heap_unlock(heap, &state);
+	set_map(heap, address, pages, &kslab_page_released);
+	if (pages > ENTRIES_LOCKED)
+		kslab_heap_lock(heap, &state);
+	kslab_descriptor_put(heap, page);
+	kslab_source_give_and_unlock(heap, address, pages, &state);
 	return true;
 }
 
@@ -239,57 +372,322 @@ static void defer(struct kslab_heap *heap, struct kslab_page *page)
 	} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
 }
 
-/* Return: false: not the start of a live block. */
-bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
+/* Of several frees at once exactly one wins. Return: false: not the start of a live block. */
+KSLAB_INLINE bool end_life(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
 	uintptr_t owner = kslab_large_tag(heap);
+
+	return address == page->data && KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL);
+}
+
+/* A block that was freed is kept, or goes back. */
+static KSLAB_SLOW void retire(struct kslab_heap *heap, struct kslab_page *page)
+{
 	struct kslab_page *next;
 
-	if (address != page->data)
-		return false;
-	/* Of several frees at once exactly one wins. */
-	if (!KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL))
-		return false;
-	if (heap->debug_level != 0)
-		kslab_debug_large_retire(heap, page);
 	kslab_large_release_deferred(heap, DEFERRED_MOST);
 	for (page = keep(heap, page); page != NULL; page = next) {
 		next = page->mail_next;
 		if (!kslab_large_release(heap, page))
 			defer(heap, page);
 	}
+}
+
+bool kslab_large_free(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
+{
+	if (!end_life(heap, page, address))
+		return false;
+	if (heap->debug_level != 0)
+		kslab_debug_large_retire(heap, page);
+	retire(heap, page);
+	return true;
+}
+
+KSLAB_SLOW void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				       const void *caller)
+{
+	struct kslab_zone *zone;
+	bool kept = false;
+
+	if (KSLAB_UNLIKELY(!end_life(heap, page, (uintptr_t)p))) {
+		kslab_heap_fault_pointer(heap, p, NULL, caller);
+		return;
+	}
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0 &&
+			 KSLAB_LOAD_RELAXED(&heap->deferred) == NULL &&
+			 page->bits[0].freed == page->slots)) {
+		kslab_zone_enter(zone);
+		kept = keep_here(heap, zone, page);
+		kslab_zone_leave(zone);
+	}
+	KSLAB_PORT_UNPIN();
+	if (KSLAB_UNLIKELY(!kept))
+		retire(heap, page);
+}
+
+/* ---- resize ---------------------------------------------------------------------------------- */
+
+/*
+ * A block of a region that grows takes the pages behind it. A spare block of this CPU that lies
+ * there is its room: it is taken from page by page, without the lock. So a block that is moved to
+ * grow is cut from the longest spare block, and what is left behind it remains a spare block like
+ * any other: it counts as retention, goes back under memory pressure, and serves whoever asks for
+ * its length. With debugging, where spare blocks are filled and looked at as a whole, none is cut.
+ */
+
+/* Base pages from the start of a block to the end of its run. */
+static size_t run_behind(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return page->bits[0].freed - ((page->data - page->bits[0].avail) >> heap->page_shift);
+}
+
+/* A block that is all of a run of a region can be cut and extended. */
+static bool is_divisible(struct kslab_heap *heap, const struct kslab_page *page)
+{
+	return page->bits[0].freed == page->slots && kslab_source_is_divisible(heap, page->data);
+}
+
+/*
+ * Cut a divisible block, live or not, before its page `at`. Return: a block that is nobody's yet,
+ * the front or the rest; or NULL: no descriptor at hand.
+ */
+static struct kslab_page *divide(struct kslab_heap *heap, struct kslab_page *page, size_t at,
+				 bool front)
+{
+	size_t rest = page->slots - at;
+	uintptr_t start = page->data, middle = start + (at << heap->page_shift);
+	struct kslab_lock_state state;
+	struct kslab_page *fresh;
+
+	if (!kslab_heap_lock(heap, &state))
+		return NULL;
+	fresh = kslab_descriptor_take(heap);
+	if (fresh != NULL) {
+		describe(page, front ? middle : start, front ? rest : at);
+		describe(fresh, front ? start : middle, front ? at : rest);
+		link_block(heap, fresh, 0); /* its pages were counted with the whole */
+	}
+	kslab_heap_unlock(heap, &state);
+	if (fresh != NULL)
+		set_map(heap, fresh->data, fresh->slots, fresh);
+	return fresh;
+}
+
+/* Descriptors come from metadata, which is not asked for inside a zone: have one at hand. */
+static bool stock_descriptor(struct kslab_heap *heap)
+{
+	enum kslab_reason reason;
+	struct kslab_page *page =
+		kslab_descriptor_alloc(heap, KSLAB_DESCRIPTOR_LARGE, KSLAB_NOWAIT, &reason);
+
+	if (page != NULL)
+		kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
+	return page != NULL;
+}
+
+/* The longest spare block above `pages` that is no other block's room; KSLAB_SPARE_BLOCKS: none. */
+static unsigned longest_spare(struct kslab_heap *heap, const struct kslab_zone *zone, size_t pages)
+{
+	unsigned found = KSLAB_SPARE_BLOCKS;
+
+	for (unsigned i = 0; i < zone->spares; i++) {
+		const struct kslab_page *page = zone->spare[i];
+		const struct kslab_page *before = kslab_page_map_find(&heap->map, page->data - 1);
+
+		if (page->slots > pages && is_divisible(heap, page) &&
+		    KSLAB_LOAD_RELAXED(&before->owner) != kslab_large_tag(heap)) {
+			found = i;
+			pages = page->slots;
+		}
+	}
+	return found;
+}
+
+/* The front of the longest spare block, live, with the rest of it as room. */
+static struct kslab_page *cut_longest(struct kslab_heap *heap, struct kslab_zone *zone,
+				      size_t pages, size_t n, bool *is_short)
+{
+	unsigned i = longest_spare(heap, zone, pages);
+	struct kslab_page *spare, *fresh, *page;
+	bool front;
+
+	if (i == KSLAB_SPARE_BLOCKS)
+		return NULL;
+	spare = zone->spare[i];
+	/* the shorter part gets the new descriptor: fewer entries of the map */
+	front = pages <= spare->slots / 2;
+	fresh = divide(heap, spare, pages, front);
+	*is_short = fresh == NULL;
+	if (fresh == NULL)
+		return NULL;
+	page = front ? fresh : spare;
+	zone->spare[i] = front ? spare : fresh;
+	zone->spare_run -= (uint32_t)pages;
+	bring_to_life(heap, page, n);
+	return page;
+}
+
+static struct kslab_page *cut_spare(struct kslab_heap *heap, size_t pages, size_t n)
+{
+	struct kslab_page *page = NULL;
+
+	for (unsigned tries = 0; tries < 2; tries++) {
+		struct kslab_zone *zone;
+		bool is_short = false;
+
+		KSLAB_PORT_PIN();
+		zone = kslab_heap_enter(heap);
+		if (zone != NULL) {
+			page = cut_longest(heap, zone, pages, n, &is_short);
+			kslab_zone_leave(zone);
+		}
+		KSLAB_PORT_UNPIN();
+		if (!is_short || !stock_descriptor(heap))
+			break;
+	}
+	return page;
+}
+
+/* The block ends behind its first pages; the rest goes back. Return: false: not here (NMI). */
+static bool cut_off(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+{
+	size_t rest = page->slots - pages;
+	struct kslab_lock_state state;
+
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	page->slots = (uint32_t)pages;
+	page->bits[0].freed = pages;
+	heap->large_pages -= rest;
+	kslab_heap_unlock(heap, &state);
+	set_map(heap, end_of(heap, page), rest, &kslab_page_released);
+	kslab_source_free(heap, end_of(heap, page), rest);
+	return true;
+}
+
+/*
+ * The room behind a block turned out to be too short, or just long enough: all of it, and what is
+ * missing from the region. Out of any zone. Return: false: nothing changed.
+ */
+static bool swallow(struct kslab_heap *heap, struct kslab_page *page, struct kslab_page *room,
+		    size_t pages)
+{
+	size_t more = pages - page->slots - room->slots;
+	struct kslab_lock_state state;
+
+	if (more != 0 && !kslab_source_extend(heap, end_of(heap, room), more))
+		return false;
+	if (!kslab_heap_lock(heap, &state)) {
+		if (more != 0)
+			kslab_source_free(heap, end_of(heap, room), more);
+		return false;
+	}
+	if (!kslab_page_list_is_sound(room)) { /* its release reports it */
+		kslab_heap_unlock(heap, &state);
+		if (more != 0)
+			kslab_source_free(heap, end_of(heap, room), more);
+		return false;
+	}
+	kslab_page_list_remove(&heap->large, room);
+	heap->large_blocks--;
+	heap->large_pages += more;
+	page->bits[0].freed = pages;
+	kslab_heap_unlock(heap, &state);
+	set_map(heap, room->data, room->slots + more, page);
+	page->slots = (uint32_t)pages;
+	kslab_descriptor_free(heap, room, KSLAB_DESCRIPTOR_LARGE);
+	return true;
+}
+
+/* Grow to `pages` by a spare block that lies behind. */
+static bool grow_into_room(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+{
+	uintptr_t end = end_of(heap, page);
+	size_t extra = pages - page->slots;
+	struct kslab_page *room = NULL;
+	struct kslab_zone *zone;
+	bool done = false;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_enter(heap);
+	for (unsigned i = 0; zone != NULL && i < zone->spares; i++) {
+		if (zone->spare[i]->data != end || !is_divisible(heap, zone->spare[i]))
+			continue;
+		room = zone->spare[i];
+		if (room->slots <= extra) {
+			take_spare(zone, i);
+			break;
+		}
+		describe(room, end + (extra << heap->page_shift), room->slots - extra);
+		zone->spare_run -= (uint32_t)extra;
+		set_map(heap, end, extra, page);
+		page->slots = (uint32_t)pages;
+		page->bits[0].freed = pages;
+		done = true;
+		break;
+	}
+	if (zone != NULL)
+		kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
+	if (done || room == NULL)
+		return done;
+	if (swallow(heap, page, room, pages))
+		return true;
+	retire(heap, room);
+	return false;
+}
+
+/* Grow to `pages` by what is free behind the block. */
+static bool extend(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+{
+	uintptr_t end = end_of(heap, page);
+	size_t extra = pages - page->slots;
+	struct kslab_lock_state state;
+
+	if (!kslab_source_extend(heap, end, extra))
+		return false;
+	if (!kslab_heap_lock(heap, &state)) {
+		kslab_source_free(heap, end, extra);
+		return false;
+	}
+	page->slots = (uint32_t)pages;
+	page->bits[0].freed = pages;
+	heap->large_pages += extra;
+	kslab_heap_unlock(heap, &state);
+	set_map(heap, end, extra, page);
 	return true;
 }
 
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n)
 {
-	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift, old = page->slots;
-	struct kslab_lock_state state;
-	uintptr_t end = page->data + (old << heap->page_shift);
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
 
 	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX)
 		return false;
-	if (pages != old && (page->bits[0].avail != page->data || page->bits[0].freed != old ||
-			     !kslab_source_is_divisible(heap, page->data)))
-		return pages < old; /* a run that can't be divided is kept as it is */
-	if (pages > old && !kslab_source_extend(heap, end, pages - old))
-		return false;
-	if (pages != old) {
-		if (!kslab_heap_lock(heap, &state))
+	if (pages != page->slots && !is_divisible(heap, page)) {
+		/* The run stays as it is, and the block ends where it has to. */
+		if (pages > run_behind(heap, page))
 			return false;
 		page->slots = (uint32_t)pages;
-		page->bits[0].freed = pages;
-		heap->large_pages += pages - old;
-		kslab_heap_unlock(heap, &state);
+	} else if (pages > page->slots) {
+		if (!(heap->debug_level == 0 && grow_into_room(heap, page, pages)) &&
+		    !extend(heap, page, pages))
+			return false;
+	} else if (pages < page->slots && !cut_off(heap, page, pages)) {
+		return false;
 	}
 	page->bits[0].remote = n;
-	if (pages > old) {
-		kslab_page_map_set(&heap->map, end, (pages - old) << heap->page_shift, page);
-	} else if (pages < old) {
-		end = page->data + (pages << heap->page_shift);
-		kslab_page_map_set(&heap->map, end, (old - pages) << heap->page_shift,
-				   &kslab_page_released);
-		kslab_source_free(heap, end, old - pages);
-	}
 	return true;
+}
+
+void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
+{
+	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
+	struct kslab_page *page = NULL;
+
+	if (n <= KSLAB_REQUEST_MAX)
+		page = cut_spare(heap, pages, n);
+	return page != NULL ? (void *)page->data : kslab_large_malloc(n, heap, caller);
 }

@@ -140,9 +140,24 @@ void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void
 void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes,
 			struct kslab_page *page)
 {
-	for (uintptr_t a = start; a - start < bytes; a += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT)
-		KSLAB_STORE_RELEASE(kslab_page_map_entry(KSLAB_LOAD_RELAXED(top_of(map, a)), a),
-				    page);
+	while (bytes != 0) {
+		struct kslab_page **entry =
+			kslab_page_map_entry(KSLAB_LOAD_RELAXED(top_of(map, start)), start);
+		size_t span = LEAF_SPAN - (start & (LEAF_SPAN - 1)), n;
+
+		if (span > bytes)
+			span = bytes;
+		for (n = span >> KSLAB_CFG_GRAIN_SHIFT; n >= 4; n -= 4, entry += 4) {
+			KSLAB_STORE_RELEASE(&entry[0], page);
+			KSLAB_STORE_RELEASE(&entry[1], page);
+			KSLAB_STORE_RELEASE(&entry[2], page);
+			KSLAB_STORE_RELEASE(&entry[3], page);
+		}
+		for (; n != 0; n--)
+			KSLAB_STORE_RELEASE(entry++, page);
+		start += span;
+		bytes -= span;
+	}
 }
 
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes)

@@ -236,6 +236,31 @@ static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, si
 	return KSLAB_OK;
 }
 
+bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run)
+{
+	uintptr_t missing;
+
+	if (heap->inject.rule.where != 0 || is_over_quota(heap, pages))
+		return false;
+	for (unsigned i = 0; i < heap->regions; i++) {
+		struct kslab_region *region = &heap->region[i];
+
+		run->address = kslab_region_alloc(region, heap->page_shift, pages, 1, &run->zeroed);
+		if (run->address == 0)
+			continue;
+		if (kslab_page_map_lacks_leaf(&heap->map, run->address, pages << heap->page_shift,
+					      &missing)) {
+			kslab_region_free(region, heap->page_shift, run->address, pages,
+					  !run->zeroed);
+			return false;
+		}
+		run->pages = pages;
+		count_pages(heap, pages);
+		return true;
+	}
+	return false;
+}
+
 static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				      unsigned flags, struct kslab_run *run)
 {
@@ -419,7 +444,7 @@ void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
 	return alloc_piece(heap, bytes, flags, reason);
 }
 
-/* Free lists by number of words: 0 (large), 1, 2, 3-5, 6-8, then by doubling. */
+/* Free lists by number of words: 0 (KSLAB_DESCRIPTOR_LARGE), 1, 2, 3-5, 6-8, then by doubling. */
 static unsigned descriptor_bin(unsigned words, unsigned *room)
 {
 	static const uint16_t rooms[] = { 1, 1, 2, 5, 8, 16, 32, 64, 128, 256, 512 };
@@ -472,6 +497,23 @@ void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, uns
 	page->next = heap->meta.free[bin];
 	heap->meta.free[bin] = page;
 	kslab_heap_unlock(heap, &state);
+}
+
+struct kslab_page *kslab_descriptor_take(struct kslab_heap *heap)
+{
+	struct kslab_page *page = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
+
+	if (page != NULL)
+		heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page->next;
+	return page;
+}
+
+void kslab_descriptor_put(struct kslab_heap *heap, struct kslab_page *page)
+{
+	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
+	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
+	page->next = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
+	heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page;
 }
 
 /* ---- runs with their part of the map --------------------------------------------------------- */
@@ -543,21 +585,18 @@ static bool purge_piece(struct kslab_heap *heap, struct kslab_region *region, si
 	return true;
 }
 
-void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
+void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
+				  struct kslab_lock_state *state)
 {
-	struct kslab_lock_state state;
 	size_t limit = heap->purge_bytes >> heap->page_shift;
-	struct kslab_region *region;
+	struct kslab_region *region = region_of(heap, address);
 	bool is_purging = false;
 
-	if (!kslab_heap_lock(heap, &state))
-		return;
-	region = region_of(heap, address);
 	if (region == NULL && pages == 1 && heap->emergency_pages < heap->emergency_target) {
 		*(uintptr_t *)address = heap->emergency;
 		heap->emergency = address;
 		heap->emergency_pages++;
-		kslab_heap_unlock(heap, &state);
+		kslab_heap_unlock(heap, state);
 		return;
 	}
 	heap->pages_in_use -= pages;
@@ -567,11 +606,19 @@ void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 			region->is_purging = true;
 		is_purging = region->is_purging;
 	}
-	kslab_heap_unlock(heap, &state);
+	kslab_heap_unlock(heap, state);
 	if (region == NULL)
 		heap->free_pages(heap->source_ctx, (void *)address, pages);
 	for (unsigned n = 0; n < PURGE_MOST && is_purging; n++)
 		is_purging = purge_piece(heap, region, limit / 2);
+}
+
+void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
+{
+	struct kslab_lock_state state;
+
+	if (kslab_heap_lock(heap, &state))
+		kslab_source_give_and_unlock(heap, address, pages, &state);
 }
 
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address)

@@ -37,6 +37,14 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 /* Give a run back whose map entries are nobody's again. */
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
 
+/*
+ * The same halves for those who have more to do under the lock. Take: at once, from a region, where
+ * the map has its leaves; false: by kslab_source_alloc, if at all.
+ */
+bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run);
+void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
+				  struct kslab_lock_state *state);
+
 /* True if part of a run can be given back or taken (it lies in a region). */
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address);
 
@@ -58,6 +66,9 @@ void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
 struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned words, unsigned flags,
 					  enum kslab_reason *reason);
 void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, unsigned words);
+/* A large block's under the lock, from those that were freed; NULL: there is none. And back. */
+struct kslab_page *kslab_descriptor_take(struct kslab_heap *heap);
+void kslab_descriptor_put(struct kslab_heap *heap, struct kslab_page *page);
 
 /* Everything that is left goes back: the heap ends. */
 void kslab_source_fini(struct kslab_heap *heap);

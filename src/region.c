@@ -31,34 +31,65 @@ static bool is_block_inside(const struct kslab_region *region, unsigned shift, u
 	return frame >= first && frame + ((uintptr_t)1 << order) <= first + region->pages;
 }
 
-static void put_block(struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
+static void set_block(struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
 {
-	for (; order + 1 < region->orders; order++) {
-		uintptr_t buddy = frame ^ ((uintptr_t)1 << order);
-
-		if (!is_block_inside(region, shift, buddy, order) ||
-		    !kslab_bittree_test(region->order[order],
-					block_bit(region, shift, buddy, order)))
-			break;
-		kslab_bittree_clear(region->order[order], order_bits(region, shift, order),
-				    block_bit(region, shift, buddy, order));
-		frame &= ~((uintptr_t)1 << order);
-	}
 	kslab_bittree_set(region->order[order], order_bits(region, shift, order),
 			  block_bit(region, shift, frame, order));
+}
+
+static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t frame,
+			unsigned order)
+{
+	kslab_bittree_clear(region->order[order], order_bits(region, shift, order),
+			    block_bit(region, shift, frame, order));
+}
+
+static void put_block(struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
+{
+	const uintptr_t first = region->base >> shift, last = first + region->pages - 1;
+
+	for (; order + 1 < region->orders; order++) {
+		uintptr_t pages = (uintptr_t)1 << order, buddy = frame ^ pages;
+		kslab_word *tree = region->order[order];
+		size_t bit = (buddy >> order) - (first >> order);
+
+		if (buddy < first || buddy + (pages - 1) > last || !kslab_bittree_test(tree, bit))
+			break;
+		kslab_bittree_clear(tree, (last >> order) - (first >> order) + 1, bit);
+		frame &= ~pages;
+	}
+	set_block(region, shift, frame, order);
+}
+
+/* The longest aligned block at the start of a run. */
+static unsigned first_order(const struct kslab_region *region, uintptr_t frame, size_t pages)
+{
+	unsigned order = kslab_log2(pages);
+
+	if (frame != 0 && kslab_ctz(frame) < order)
+		order = kslab_ctz(frame);
+	return order < region->orders ? order : region->orders - 1;
 }
 
 /* A run is the sum of aligned blocks. */
 static void put_run(struct kslab_region *region, unsigned shift, uintptr_t frame, size_t pages)
 {
 	while (pages != 0) {
-		unsigned order = kslab_log2(pages);
+		unsigned order = first_order(region, frame, pages);
 
-		if (frame != 0 && kslab_ctz(frame) < order)
-			order = kslab_ctz(frame);
-		if (order >= region->orders)
-			order = region->orders - 1;
 		put_block(region, shift, frame, order);
+		frame += (uintptr_t)1 << order;
+		pages -= (size_t)1 << order;
+	}
+}
+
+/* What is left of a block of which a part was taken: no buddy of it can be free. */
+static void put_rest(struct kslab_region *region, unsigned shift, uintptr_t frame, size_t pages)
+{
+	while (pages != 0) {
+		unsigned order = first_order(region, frame, pages);
+
+		set_block(region, shift, frame, order);
 		frame += (uintptr_t)1 << order;
 		pages -= (size_t)1 << order;
 	}
@@ -79,13 +110,6 @@ static bool find_block(const struct kslab_region *region, unsigned shift, uintpt
 		}
 	}
 	return false;
-}
-
-static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t frame,
-			unsigned order)
-{
-	kslab_bittree_clear(region->order[order], order_bits(region, shift, order),
-			    block_bit(region, shift, frame, order));
 }
 
 /* Pages leave the free state: forget that they are dirty. Return: true if none was. */
@@ -165,7 +189,7 @@ uintptr_t kslab_region_alloc(struct kslab_region *region, unsigned shift, size_t
 			continue;
 		frame = (((region->base >> shift) >> k) + bit) << k;
 		clear_block(region, shift, frame, k);
-		put_run(region, shift, frame + pages, ((size_t)1 << k) - pages);
+		put_rest(region, shift, frame + pages, ((size_t)1 << k) - pages);
 		region->free_pages -= pages;
 		*zeroed = clean_run(region, shift, frame, pages);
 		return frame << shift;
@@ -203,9 +227,9 @@ bool kslab_region_extend(struct kslab_region *region, unsigned shift, uintptr_t 
 		find_block(region, shift, f, &block, &order);
 		clear_block(region, shift, block, order);
 		if (block < f)
-			put_run(region, shift, block, f - block);
+			put_rest(region, shift, block, f - block);
 		if (block + ((uintptr_t)1 << order) > end)
-			put_run(region, shift, end, block + ((uintptr_t)1 << order) - end);
+			put_rest(region, shift, end, block + ((uintptr_t)1 << order) - end);
 	}
 	region->free_pages -= pages;
 	*zeroed = clean_run(region, shift, frame, pages);
@@ -230,9 +254,9 @@ uintptr_t kslab_region_take_dirty(struct kslab_region *region, unsigned shift, s
 	piece = block;
 	if (order > PURGE_ORDER) {
 		piece = frame >> PURGE_ORDER << PURGE_ORDER;
-		put_run(region, shift, block, piece - block);
-		put_run(region, shift, piece + ((uintptr_t)1 << PURGE_ORDER),
-			block + ((uintptr_t)1 << order) - piece - ((uintptr_t)1 << PURGE_ORDER));
+		put_rest(region, shift, block, piece - block);
+		put_rest(region, shift, piece + ((uintptr_t)1 << PURGE_ORDER),
+			 block + ((uintptr_t)1 << order) - piece - ((uintptr_t)1 << PURGE_ORDER));
 		order = PURGE_ORDER;
 	}
 	*pages = (size_t)1 << order;

@@ -137,6 +137,7 @@ static void *bulk[16]; /* what op allocated at once */
 static size_t bulk_count;
 static struct kslab_cache cache;
 static bool has_cache, may_fail;
+static size_t region_pages; /* of the source, lent to the heap */
 
 static void begin_with(size_t n, size_t retain_bytes)
 {
@@ -154,6 +155,7 @@ static void begin_with(size_t n, size_t retain_bytes)
 	result = NULL;
 	bulk_count = 0;
 	may_fail = has_cache = false;
+	region_pages = 0;
 	nmi_callbacks = 0;
 	memset(target, 0, sizeof(target));
 	memset(victims, 0, sizeof(victims));
@@ -283,7 +285,7 @@ static bool verify(void)
 		is_wrong("objects are live at the end");
 	if (stats.pages_in_use != stats.metadata_pages)
 		is_wrong("object pages are left at the end");
-	if (stats.pages_in_use != t.source.pages_out)
+	if (region_pages == 0 && stats.pages_in_use != t.source.pages_out)
 		is_wrong("the heap counts other pages than the source");
 	if (t.recorder.count != 0)
 		is_wrong(t.recorder.last.what);
@@ -293,7 +295,7 @@ static bool verify(void)
 		is_wrong("a callback ran in an NMI");
 	if (fake_pins != 0 || fake_masked != 0)
 		is_wrong("pins or masks are not balanced");
-	if (kslab_heap_fini(&t.heap) != KSLAB_OK || t.source.pages_out != 0)
+	if (kslab_heap_fini(&t.heap) != KSLAB_OK || t.source.pages_out != region_pages)
 		is_wrong("the heap's end left pages behind");
 	if (wrong != NULL)
 		fprintf(stderr, "%s\n", wrong);
@@ -523,6 +525,47 @@ static void stage_large_spare(void)
 	kslab_heap_free(&t.heap, kslab_heap_malloc(&t.heap, size));
 }
 
+/* A block that was cut from a spare block, which has so many pages, grows from 3 to 13. */
+static void stage_room(size_t pages)
+{
+	begin_with(3 * PAGE, 0);
+	region_pages = 128;
+	assert_int_equal(kslab_heap_add_region(&t.heap, fake_source_take(&t.source, region_pages),
+					       region_pages * PAGE),
+			 KSLAB_OK);
+	prepare_victims();
+	kslab_heap_free(&t.heap, kslab_heap_malloc(&t.heap, pages * PAGE));
+	target[0] = kslab_heap_realloc(&t.heap, kslab_heap_malloc(&t.heap, 100), size);
+	assert_int_equal(t.heap.zone[0]->spare_run, pages - 3);
+	watch(target[0], size);
+}
+
+static void stage_room_in_part(void)
+{
+	stage_room(30);
+}
+
+static void stage_room_exactly(void)
+{
+	stage_room(13);
+}
+
+static void stage_room_too_short(void)
+{
+	stage_room(8);
+}
+
+/* What moves is cut from a spare block. */
+static void stage_cut(void)
+{
+	stage_room(40);
+	give(target[0]);
+	size = PAGE;
+	kslab_heap_free(&t.heap, kslab_heap_malloc(&t.heap, 39 * PAGE));
+	target[0] = take(size);
+	assert_non_null(target[0]);
+}
+
 static void stage_memory_out(void)
 {
 	begin_with(1024, 0);
@@ -589,6 +632,10 @@ static const struct scenario {
 	{ "malloc, memory out", stage_memory_out, op_malloc },
 	{ "malloc from limbo", stage_limbo, op_malloc },
 	{ "realloc", stage_fast, op_realloc },
+	{ "realloc into a part of a spare block", stage_room_in_part, op_realloc },
+	{ "realloc into a spare block", stage_room_exactly, op_realloc },
+	{ "realloc beyond a spare block", stage_room_too_short, op_realloc },
+	{ "realloc to a spare block", stage_cut, op_realloc },
 	{ "calloc", stage_fast, op_calloc },
 	{ "malloc_bulk", stage_fast, op_malloc_bulk },
 	{ "free_bulk", stage_fast, op_free_bulk },

@@ -315,6 +315,42 @@ static void test_realloc_stays_in_place_where_class_or_page_run_allow(void **sta
 	}
 }
 
+/* What has changed its size has changed its class: a sized free takes it, with that size only. */
+static void test_realloc_leads_where_malloc_of_the_size_would(void **state)
+{
+	static const struct kslab_config configs[] = {
+		{ 0 },
+		{ .max_page_bytes = 4096 },
+		{ .min_align = 16, .packs = true },
+	};
+
+	(void)state;
+	for (size_t c = 0; c < TESTING_COUNT(configs); c++) {
+		testing_begin(&t, &configs[c]);
+		for (size_t n = 1; n < 17000; n = kslab_heap_good_size(&t.heap, n) + 1) {
+			size_t good = kslab_heap_good_size(&t.heap, n);
+			/* the smallest and the largest of the class, and beyond them */
+			const size_t sizes[] = { n, good, n - 1, good + 1, 1, 17000 };
+
+			for (size_t from = 0; from < 2; from++) {
+				for (size_t to = 0; to < TESTING_COUNT(sizes); to++) {
+					void *p = kslab_heap_malloc(&t.heap, sizes[from]);
+
+					p = kslab_heap_realloc(&t.heap, p, sizes[to]);
+					testing_step(&t);
+					if (sizes[to] == 0)
+						continue;
+					assert_int_equal(kslab_heap_usable_size(&t.heap, p),
+							 kslab_heap_good_size(&t.heap, sizes[to]));
+					kslab_heap_free_sized(&t.heap, p, sizes[to]);
+					testing_step(&t);
+				}
+			}
+		}
+		testing_end(&t);
+	}
+}
+
 static void test_realloc_of_null_allocates_and_to_0_frees(void **state)
 {
 	void *object;
@@ -408,6 +444,359 @@ static void test_a_large_block_of_a_region_grows_and_shrinks_in_place(void **sta
 	assert_true(kslab_heap_check(&region_heap, NULL));
 	testing_forget(&region_heap);
 	free(memory);
+}
+
+/* ---- growing large blocks -------------------------------------------------------------------- */
+
+static void *region_memory;
+
+/* A heap over `pages` pages of a region: the same layout in every run. */
+static void region_begin(const struct kslab_config *config, size_t pages)
+{
+	const size_t bytes = pages * 4096;
+	struct kslab_config filled = *config;
+
+	filled.report = recorder_report;
+	filled.report_ctx = &t.recorder;
+	memset(&t.recorder, 0, sizeof(t.recorder));
+	assert_int_equal(posix_memalign(&region_memory, (size_t)4 << 20, bytes), 0);
+	testing_forget(&region_heap);
+	memset(&region_heap, 0xa5, sizeof(region_heap));
+	assert_int_equal(kslab_heap_init(&region_heap, &filled), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&region_heap, region_memory, bytes), KSLAB_OK);
+}
+
+static void region_step(void)
+{
+	struct kslab_check_result check;
+
+	if (!kslab_heap_check(&region_heap, &check))
+		fail_msg("%s", check.what);
+	assert_int_equal(t.recorder.count, 0);
+}
+
+static void region_end(void)
+{
+	(void)kslab_heap_reclaim(&region_heap, SIZE_MAX);
+	region_step();
+	assert_int_equal(region_heap.pages_in_use, region_heap.meta.pages);
+	assert_int_equal(kslab_heap_fini(&region_heap), KSLAB_OK);
+	free(region_memory);
+}
+
+static unsigned char *region_malloc(size_t n)
+{
+	unsigned char *p = kslab_heap_malloc(&region_heap, n);
+
+	assert_non_null(p);
+	memset(p, 0x31, n);
+	return p;
+}
+
+/* What was there is there, and what was gained can be used. */
+static unsigned char *region_grow(unsigned char *p, size_t old, size_t n)
+{
+	p = kslab_heap_realloc(&region_heap, p, n);
+	assert_non_null(p);
+	assert_true(is_filled(p, 0x31, old));
+	assert_true(kslab_heap_usable_size(&region_heap, p) >= n);
+	memset(p + old, 0x31, n - old);
+	region_step();
+	return p;
+}
+
+/* A spare block of so many pages at the address that is returned. */
+static unsigned char *region_spare(size_t pages)
+{
+	unsigned char *p = region_malloc(pages * 4096);
+
+	kslab_heap_free(&region_heap, p);
+	return p;
+}
+
+static void test_a_growing_object_takes_a_spare_block_and_then_the_rest_of_it(void **state)
+{
+	unsigned char *spare, *p;
+	uint64_t locked;
+	size_t in_use, n;
+
+	(void)state;
+	region_begin(&defaults, 1024);
+	kslab_heap_free(&region_heap, region_malloc(16384)); /* its object page is there */
+	spare = region_spare(100);
+	in_use = region_heap.pages_in_use;
+	p = region_grow(region_malloc(16384), 16384, n = 5 * 4096);
+	assert_ptr_equal(p, spare);
+	locked = region_heap.lock_acquisitions;
+	for (; n + 4096 <= (size_t)99 * 4096; n += 4096 - 7)
+		assert_ptr_equal(region_grow(p, n, n + 4096 - 7), spare);
+	assert_int_equal(region_heap.lock_acquisitions, locked);
+	/* All of it, and nothing was taken from the region for any step. */
+	assert_ptr_equal(region_grow(p, n, (size_t)100 * 4096), spare);
+	assert_int_equal(region_heap.boot_zone.spares, 0);
+	assert_int_equal(region_heap.pages_in_use, in_use);
+	/* And on into the region. */
+	assert_ptr_equal(region_grow(p, (size_t)100 * 4096, (size_t)111 * 4096), spare);
+	assert_int_equal(region_heap.pages_in_use, in_use + 11);
+	kslab_heap_free_sized(&region_heap, p, (size_t)111 * 4096);
+	region_step();
+	/* The shorter part gets the new descriptor: the other way round, too. */
+	p = region_grow(region_malloc(16384), 16384, (size_t)90 * 4096);
+	assert_ptr_equal(p, spare);
+	kslab_heap_free(&region_heap, p);
+	region_end();
+}
+
+static void test_what_a_block_grows_into_goes_back_under_pressure(void **state)
+{
+	unsigned char *p;
+	struct kslab_stats stats;
+
+	(void)state;
+	region_begin(&defaults, 1024);
+	region_spare(100);
+	p = region_grow(region_malloc(16384), 16384, 6 * 4096);
+	kslab_heap_stats(&region_heap, &stats);
+	assert_int_equal(stats.large_pages, 6);
+	assert_true(stats.empty_pages >= 94); /* idle, as the retention allows */
+	assert_true(kslab_heap_reclaim(&region_heap, SIZE_MAX) >= 94);
+	region_step();
+	kslab_heap_stats(&region_heap, &stats);
+	assert_int_equal(stats.empty_pages, 0);
+	assert_ptr_equal(region_grow(p, 6 * 4096, (size_t)50 * 4096), p);
+	kslab_heap_free(&region_heap, p);
+	region_end();
+}
+
+static void test_a_block_whose_room_is_too_short_takes_more_or_moves(void **state)
+{
+	unsigned char *spare, *p, *fence, *moved;
+
+	(void)state;
+	for (unsigned blocked = 0; blocked < 2; blocked++) {
+		region_begin(&defaults, 1024);
+		spare = region_malloc((size_t)40 * 4096);
+		/* Whatever lies behind it: taken, or free. */
+		fence = kslab_heap_realloc(&region_heap, spare, (size_t)41 * 4096);
+		assert_ptr_equal(fence, spare);
+		fence = spare + (size_t)40 * 4096;
+		assert_ptr_equal(kslab_heap_realloc(&region_heap, spare, (size_t)40 * 4096), spare);
+		if (blocked)
+			while (region_malloc(5 * 4096) < fence)
+				;
+		kslab_heap_free(&region_heap, spare);
+		p = region_grow(region_malloc(16384), 16384, 10 * 4096);
+		assert_ptr_equal(p, spare);
+		moved = region_grow(p, 10 * 4096, (size_t)60 * 4096);
+		if (!blocked)
+			assert_ptr_equal(moved, spare);
+		else
+			assert_ptr_not_equal(moved, spare);
+		kslab_heap_free_sized(&region_heap, moved, (size_t)60 * 4096);
+		region_step();
+		if (!blocked) {
+			region_end();
+			continue;
+		}
+		testing_forget(&region_heap);
+		free(region_memory);
+	}
+}
+
+static void test_a_growth_that_fails_leaves_block_and_room_as_they_were(void **state)
+{
+	static const struct kslab_config quota = { .max_pages = 120 };
+	unsigned char *p;
+	size_t in_use;
+
+	(void)state;
+	region_begin(&quota, 1024);
+	region_spare(60);
+	p = region_grow(region_malloc(16384), 16384, 20 * 4096);
+	in_use = region_heap.pages_in_use;
+	for (size_t i = 0; i < 3; i++) {
+		assert_null(kslab_heap_realloc(&region_heap, p, (size_t)(118 + i) * 4096));
+		assert_int_equal(kslab_heap_last_error(&region_heap), KSLAB_QUOTA);
+		region_step();
+		assert_true(is_filled(p, 0x31, 20 * 4096));
+		assert_int_equal(kslab_heap_usable_size(&region_heap, p), 20 * 4096);
+		assert_true(region_heap.pages_in_use <= in_use);
+	}
+	/* The room that the moves left is one to cut from: no size may wrap. */
+	kslab_heap_free(&region_heap, region_malloc((size_t)10 * 4096));
+	for (size_t n = SIZE_MAX; n > SIZE_MAX - 20000; n -= 1111) {
+		assert_null(kslab_heap_realloc(&region_heap, p, n));
+		assert_int_equal(kslab_heap_last_error(&region_heap), KSLAB_TOO_LARGE);
+	}
+	region_step();
+	p = region_grow(p, 20 * 4096, (size_t)60 * 4096);
+	kslab_heap_free(&region_heap, p);
+	region_end();
+}
+
+/* A block in a run of pages, though its size is that of a class: the sized free knows. */
+static void test_a_size_of_a_class_may_lie_in_a_run_after_growth(void **state)
+{
+	static const size_t sizes[] = { 8192, 12000, 16384 };
+	unsigned char *p;
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
+		size_t pages = (sizes[i] + 4095) / 4096;
+
+		region_begin(&(struct kslab_config){ .packs = true }, 1024);
+		region_spare(30);
+		p = region_grow(region_malloc(4096), 4096, sizes[i]);
+		assert_int_equal(kslab_heap_usable_size(&region_heap, p), pages * 4096);
+		for (size_t n = sizes[i] - 8192; n < sizes[i] + 8192; n += 97) {
+			if ((n + 4095) / 4096 == pages)
+				continue;
+			kslab_heap_free_sized(&region_heap, p, n);
+			assert_int_equal(t.recorder.count, 1);
+			assert_int_equal(t.recorder.last.fault, KSLAB_FAULT_WRONG_SIZE);
+			memset(&t.recorder, 0, sizeof(t.recorder));
+		}
+		/* It stays where a quarter of the run is lost at most, and leaves it below that. */
+		assert_ptr_equal(kslab_heap_realloc(&region_heap, p, pages * 3072), p);
+		region_step();
+		assert_int_equal(kslab_heap_usable_size(&region_heap, p),
+				 (pages * 3072 + 4095) / 4096 * 4096);
+		p = kslab_heap_realloc(&region_heap, p, 4097);
+		assert_int_equal(kslab_heap_usable_size(&region_heap, p), 5120);
+		region_step();
+		kslab_heap_free_sized(&region_heap, p, 4097);
+		region_end();
+	}
+}
+
+/* Spare blocks of a callback are whole runs, and filled ones at a debug level are not cut. */
+static void test_spare_blocks_that_must_stay_whole_are_not_cut(void **state)
+{
+	static const struct kslab_config debugs = { .debug_level = 1 };
+	unsigned char *spare, *p;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	spare = kslab_heap_malloc(&t.heap, 100 * 4096);
+	kslab_heap_free(&t.heap, spare);
+	p = kslab_heap_malloc(&t.heap, 16384);
+	p = kslab_heap_realloc(&t.heap, p, 5 * 4096);
+	assert_non_null(p);
+	testing_step(&t);
+	assert_int_equal(t.heap.boot_zone.spare_run, 100);
+	kslab_heap_free(&t.heap, p);
+	testing_end(&t);
+
+	region_begin(&debugs, 1024);
+	region_spare(100);
+	p = region_grow(region_malloc(16384), 16384, 5 * 4096 - 9);
+	assert_int_equal(region_heap.boot_zone.spare_run, 100);
+	p = region_grow(p, 5 * 4096 - 9, (size_t)20 * 4096);
+	kslab_heap_free(&region_heap, p);
+	region_end();
+}
+
+/* Blocks that grow, shrink, move and go, in a region that is too small for them at times. */
+static void test_random_growth_keeps_contents_and_the_region_whole(void **state)
+{
+	struct testing_random random = testing_seed(__func__, 20);
+	struct {
+		unsigned char *p, mark;
+		size_t n;
+	} block[24] = { 0 };
+
+	(void)state;
+	region_begin(&(struct kslab_config){ .packs = true }, 512);
+	for (unsigned step = 0; step < 6000; step++) {
+		unsigned i = (unsigned)testing_random_below(&random, TESTING_COUNT(block));
+		size_t shift = testing_random_below(&random, 9), n, kept;
+		unsigned char *p;
+
+		n = testing_random_below(&random, 2) != 0
+			    ? block[i].n + block[i].n / 2 + 1
+			    : 1 + testing_random_below(&random, (size_t)2048 << shift);
+		if (block[i].p != NULL && testing_random_below(&random, 5) == 0) {
+			kslab_heap_free_sized(&region_heap, block[i].p, block[i].n);
+			block[i].p = NULL;
+			block[i].n = 0;
+			region_step();
+			continue;
+		}
+		p = kslab_heap_realloc(&region_heap, block[i].p, n);
+		region_step();
+		kept = p != NULL && n < block[i].n ? n : block[i].n;
+		assert_true(is_filled(p != NULL ? p : block[i].p, block[i].mark, kept));
+		if (p == NULL)
+			continue;
+		block[i].p = p;
+		block[i].n = n;
+		block[i].mark = (unsigned char)testing_random_next(&random);
+		memset(p, block[i].mark, n);
+	}
+	for (unsigned i = 0; i < TESTING_COUNT(block); i++)
+		kslab_heap_free(&region_heap, block[i].p);
+	region_end();
+}
+
+/* Where there is a descriptor: the run, its place in the list and the counts at once. */
+static void test_a_large_block_of_a_region_takes_the_lock_once_each_way(void **state)
+{
+	unsigned char *block[8], *p;
+	uint64_t locked;
+
+	(void)state;
+	region_begin(&(struct kslab_config){ .retain_bytes = KSLAB_RETAIN_NONE }, 2048);
+	/* Descriptors are free again, and the map has its leaves. */
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		block[i] = region_malloc((size_t)4096 << (10 - i));
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		kslab_heap_free(&region_heap, block[i]);
+	for (size_t pages = 5; pages <= 512; pages += 39) {
+		size_t in_use = region_heap.pages_in_use;
+
+		locked = region_heap.lock_acquisitions;
+		p = region_malloc(pages * 4096);
+		assert_int_equal(region_heap.lock_acquisitions, locked + 1);
+		assert_int_equal(region_heap.pages_in_use, in_use + pages);
+		region_step();
+		kslab_heap_free(&region_heap, p);
+		assert_int_equal(region_heap.lock_acquisitions, locked + 2);
+		assert_int_equal(region_heap.pages_in_use, in_use);
+		region_step();
+	}
+	/* The map of a long block is written outside the lock. */
+	p = region_malloc((size_t)600 * 4096);
+	locked = region_heap.lock_acquisitions;
+	kslab_heap_free(&region_heap, p);
+	assert_int_equal(region_heap.lock_acquisitions, locked + 2);
+	region_end();
+}
+
+/* A freed large block is the next one of its length: newest first, and without the heap lock. */
+static void test_freed_large_blocks_are_taken_again_newest_first(void **state)
+{
+	static const size_t pages[] = { 5, 9, 5, 5 };
+	unsigned char *block[TESTING_COUNT(pages)];
+	uint64_t locked;
+
+	(void)state;
+	testing_begin(&t, &defaults);
+	for (size_t i = 0; i < TESTING_COUNT(pages); i++)
+		block[i] = kslab_heap_malloc(&t.heap, pages[i] * 4096 - 1);
+	locked = t.heap.lock_acquisitions;
+	for (size_t i = 0; i < TESTING_COUNT(pages); i++) {
+		kslab_heap_free(&t.heap, block[i]);
+		assert_true(kslab_heap_check(&t.heap, NULL));
+	}
+	for (size_t i = TESTING_COUNT(pages); i-- > 0;) {
+		assert_ptr_equal(kslab_heap_malloc(&t.heap, pages[i] * 4096), block[i]);
+		assert_true(kslab_heap_check(&t.heap, NULL));
+		assert_int_equal(kslab_heap_usable_size(&t.heap, block[i]), pages[i] * 4096);
+	}
+	assert_int_equal(t.heap.lock_acquisitions, locked);
+	for (size_t i = 0; i < TESTING_COUNT(pages); i++)
+		kslab_heap_free(&t.heap, block[i]);
+	testing_end(&t);
 }
 
 /* ---- bulk ------------------------------------------------------------------------------------ */
@@ -780,9 +1169,19 @@ int main(void)
 		cmocka_unit_test(test_calloc_and_reallocarray_see_every_overflow),
 		cmocka_unit_test(test_realloc_keeps_the_contents_for_every_pair_of_sizes),
 		cmocka_unit_test(test_realloc_stays_in_place_where_class_or_page_run_allow),
+		cmocka_unit_test(test_realloc_leads_where_malloc_of_the_size_would),
 		cmocka_unit_test(test_realloc_of_null_allocates_and_to_0_frees),
 		cmocka_unit_test(test_a_failed_realloc_leaves_the_object_as_it_was),
 		cmocka_unit_test(test_a_large_block_of_a_region_grows_and_shrinks_in_place),
+		cmocka_unit_test(test_a_growing_object_takes_a_spare_block_and_then_the_rest_of_it),
+		cmocka_unit_test(test_what_a_block_grows_into_goes_back_under_pressure),
+		cmocka_unit_test(test_a_block_whose_room_is_too_short_takes_more_or_moves),
+		cmocka_unit_test(test_a_growth_that_fails_leaves_block_and_room_as_they_were),
+		cmocka_unit_test(test_a_size_of_a_class_may_lie_in_a_run_after_growth),
+		cmocka_unit_test(test_spare_blocks_that_must_stay_whole_are_not_cut),
+		cmocka_unit_test(test_random_growth_keeps_contents_and_the_region_whole),
+		cmocka_unit_test(test_a_large_block_of_a_region_takes_the_lock_once_each_way),
+		cmocka_unit_test(test_freed_large_blocks_are_taken_again_newest_first),
 		cmocka_unit_test(test_bulk_gives_as_many_as_asked_and_each_only_once),
 		cmocka_unit_test(test_bulk_stops_where_memory_ends_and_says_why),
 		cmocka_unit_test(test_free_bulk_frees_the_good_ones_around_a_bad_one),

@@ -51,7 +51,8 @@ struct kslab_zone {
 	struct kslab_zone_counters counters;
 	/* [o] freed large blocks, kept whole; oldest first */
 	struct kslab_page *spare[KSLAB_SPARE_BLOCKS];
-	size_t spare_run; /* [o] base pages in them */
+	uint32_t spare_run; /* [o] base pages in them; within the retention, and 2^32 */
+	uint32_t spares; /* [o] how many they are */
 	/* [l] next zone without a CPU that still holds QUEUED pages */
 	struct kslab_zone *lingering;
 	/* [a] its parts of object caches, chained; those of caches that have ended stay for others */
@@ -159,6 +160,8 @@ struct kslab_heap {
 	uint16_t min_run[KSLAB_CLASSES], max_run[KSLAB_CLASSES];
 	/* class that serves requests of this one; KSLAB_CLASSES: none */
 	uint8_t use_class[KSLAB_CLASSES];
+	/* slot size of the next smaller class that is used; 0: there is none */
+	uint16_t size_below[KSLAB_CLASSES];
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
 	void (*purge)(void *ctx, void *mem, size_t bytes);
