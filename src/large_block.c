@@ -689,5 +689,6 @@ void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
 
 	if (n <= KSLAB_REQUEST_MAX)
 		page = cut_spare(heap, pages, n);
-	return page != NULL ? (void *)page->data : kslab_large_malloc(n, heap, caller);
+	/* None to cut: what has a class goes there, rather than to the region. */
+	return page != NULL ? (void *)page->data : kslab_heap_malloc_slow(n, heap, caller);
 }

@@ -5,6 +5,7 @@
 
 #include <kslab/kmalloc.h>
 
+#include "page_map.h"
 #include "size_class.h"
 
 static struct testing t;
@@ -638,7 +639,7 @@ static void test_a_growth_that_fails_leaves_block_and_room_as_they_were(void **s
 static void test_a_size_of_a_class_may_lie_in_a_run_after_growth(void **state)
 {
 	static const size_t sizes[] = { 8192, 12000, 16384 };
-	unsigned char *p;
+	unsigned char *p, *q;
 
 	(void)state;
 	for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
@@ -648,6 +649,13 @@ static void test_a_size_of_a_class_may_lie_in_a_run_after_growth(void **state)
 		region_spare(30);
 		p = region_grow(region_malloc(4096), 4096, sizes[i]);
 		assert_int_equal(kslab_heap_usable_size(&region_heap, p), pages * 4096);
+		/* Where none is spare, the class. */
+		kslab_heap_reclaim(&region_heap, SIZE_MAX);
+		q = region_grow(region_malloc(4096), 4096, sizes[i]);
+		assert_int_equal(kslab_heap_usable_size(&region_heap, q),
+				 kslab_heap_good_size(&region_heap, sizes[i]));
+		assert_non_null(kslab_page_map_find(&region_heap.map, (uintptr_t)q)->sc);
+		kslab_heap_free_sized(&region_heap, q, sizes[i]);
 		for (size_t n = sizes[i] - 8192; n < sizes[i] + 8192; n += 97) {
 			if ((n + 4095) / 4096 == pages)
 				continue;

@@ -196,7 +196,9 @@ void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size);
  * kslab_realloc - change the size of an object
  * In place while the class stays, or where the page run can be cut or grown. NULL p: allocates; n =
  * 0: frees and returns NULL. On failure p stays valid and unchanged. Keeps natural alignment of
- * power-of-two sizes, not aligned_alloc's.
+ * power-of-two sizes, not aligned_alloc's. What changes its size above a page may lie in pages of
+ * its own from then on, a quarter of them unused at most: kslab_usable_size tells, a sized free
+ * takes it with n.
  */
 void *kslab_realloc(void *p, size_t n);
 void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n);
