@@ -67,6 +67,14 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
  */
 bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			 size_t *n, const void *caller);
+/*
+ * The same for a slot of a class. kind: the class of level 0, the flags of the request from bit 8
+ * on. slowly: byte by byte; reports what it finds. Return: the object.
+ */
+void *kslab_debug_issue_class(struct kslab_heap *heap, uintptr_t start, size_t bytes, size_t n,
+			      unsigned kind, const void *caller);
+void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t start, size_t bytes, size_t n,
+			       unsigned kind, const void *caller);
 /* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
 			 size_t n, size_t align);
@@ -81,8 +89,9 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
  */
 void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
 		      struct kslab_cache *cache, const void *caller);
-/* kslab_heap_free at a debug level: whatever p is. */
-void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller);
+/* kslab_heap_free at a debug level: whatever p is; page: what the map says of it. */
+void kslab_debug_free_any(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			  const void *caller);
 /* A page is given back: report what was written to its slots. No zone entered, no lock held. */
 void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page);
 
@@ -116,6 +125,9 @@ void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *
 
 /* ---- quarantine (level 2) -------------------------------------------------------------------- */
 
+/* A slot that was retired waits in the ring; what is over its limits leaves it. */
+void kslab_debug_quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes,
+			    const void *caller);
 /* Everything leaves the ring. No zone entered, no lock held. */
 void kslab_debug_flush(struct kslab_heap *heap);
 /* Slots of word i whose bits say live, and which are in quarantine. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * debug_slot.h - owns the bytes of a slot at debug levels 1 and 2: what they are, how they are
  * looked at.
- * Rank: 5.  For debug.c alone. The layout is at the top of debug.h.
+ * Rank: 5.  For debug.c and debug_quick.c alone. The layout is at the top of debug.h.
  */
 #ifndef KSLAB_DEBUG_SLOT_H
 #define KSLAB_DEBUG_SLOT_H
@@ -24,7 +24,8 @@
  */
 #define CODE_LONG 8u /* more; or any object of a cache */
 #define CODE_FREE 9u
-#define CODES 126u
+#define CODES 126u /* values of its byte */
+#define STEPS 128u /* numbers it is mixed with */
 #define TAIL_LONG 8u /* bytes of the long form: info, three of redzone, code */
 
 struct trailer {
@@ -74,6 +75,12 @@ KSLAB_INLINE uintptr_t fresh_word(const struct kslab_heap *heap, unsigned flags)
 KSLAB_INLINE unsigned char fresh(const struct kslab_heap *heap, unsigned flags)
 {
 	return (unsigned char)fresh_word(heap, flags);
+}
+
+/* What the pattern is, counts as set: somebody asked for it. */
+KSLAB_INLINE bool is_zeroed(const struct kslab_heap *heap, unsigned flags)
+{
+	return (flags & KSLAB_ZERO) || (heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC);
 }
 
 /* Offset of the first of `bytes` bytes at p that is not `byte`, or NONE. */
@@ -209,13 +216,35 @@ static inline void close_slot(const struct slot *slot)
 	KSLAB_PORT_POISON(slot->start + from, slot->bytes - from);
 }
 
+/* The same for slots of a class. */
+KSLAB_INLINE void open_bytes(uintptr_t start, size_t bytes)
+{
+	KSLAB_PORT_UNPOISON((void *)start, bytes);
+}
+
+KSLAB_INLINE void give_bytes(uintptr_t start, size_t bytes, size_t n, bool is_set)
+{
+	KSLAB_PORT_POISON((void *)(start + n), bytes - n);
+	if (!is_set)
+		KSLAB_PORT_UNPOISON((void *)start, n);
+}
+
+KSLAB_INLINE void close_bytes(uintptr_t start, size_t bytes)
+{
+	KSLAB_PORT_POISON((void *)start, bytes);
+}
+
+/* One product, as most calls wait for it. Its upper bits are the better ones. */
+KSLAB_INLINE uint32_t hash_at(uintptr_t start)
+{
+	if (sizeof(start) == sizeof(uint64_t))
+		return (uint32_t)(start * (uint64_t)0x9e3779b97f4a7c15u >> 32);
+	return (uint32_t)start * 0x9e3779b1u;
+}
+
 KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 {
-	uint64_t address = (uintptr_t)slot->start;
-	uint32_t x = (uint32_t)(address >> 3) ^ (uint32_t)(address >> 32);
-
-	x *= 0x9e3779b1u;
-	return x ^ x >> 15;
+	return hash_at((uintptr_t)slot->start);
 }
 
 /* ---- tail of level 1 ------------------------------------------------------------------------- */
@@ -223,9 +252,7 @@ KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 /* n and the class of level 0; the top byte tells if one of the others was changed. */
 KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
 {
-	uint32_t info = (uint32_t)n | (uint32_t)cls << 16;
-
-	return info | ((info ^ info >> 8 ^ info >> 16 ^ 0x5c) & 0xff) << 24;
+	return (uint32_t)n | (uint32_t)cls << 16 | ((uint32_t)(n ^ n >> 8) ^ cls ^ 0x5c) << 24;
 }
 
 KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
@@ -234,33 +261,41 @@ KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 	       (info & 0xffff) + slack <= slot->room && (info >> 16 & 0xff) < KSLAB_CLASSES;
 }
 
-KSLAB_INLINE unsigned step_of(const struct slot *slot)
+KSLAB_INLINE unsigned step_of(uint32_t hash)
 {
-	return ((hash_of(slot) & 0xffff) * CODES) >> 16;
+	return hash / (UINT32_MAX / STEPS + 1);
 }
 
 /*
  * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the
- * whole slack with one value, whatever it is, changes the one or the other.
+ * whole slack with one value, whatever it is, changes the one or the other. The table has them in
+ * turn, and the first ones again.
  */
-KSLAB_INLINE unsigned char code_byte(const struct slot *slot, unsigned code)
-{
-	unsigned value = code + step_of(slot);
+#define CODE_1(i) (unsigned char)(0x80 + (i) % CODES + (0x80 + (i) % CODES >= REDZONE))
+#define CODE_4(i) CODE_1(i), CODE_1((i) + 1), CODE_1((i) + 2), CODE_1((i) + 3)
+#define CODE_16(i) CODE_4(i), CODE_4((i) + 4), CODE_4((i) + 8), CODE_4((i) + 12)
+static const unsigned char code_bytes[144] = { CODE_16(0),  CODE_16(16),  CODE_16(32),
+					       CODE_16(48), CODE_16(64),  CODE_16(80),
+					       CODE_16(96), CODE_16(112), CODE_16(128) };
 
-	/* No branches: they would be taken by chance. */
-	value -= CODES & (0u - (value >= CODES));
-	value += 0x80;
-	return (unsigned char)(value + (value >= REDZONE));
+KSLAB_INLINE unsigned char code_byte(uint32_t hash, unsigned code)
+{
+	return code_bytes[step_of(hash) + code];
+}
+
+/* What code_byte was given, if byte came of it; else any number. */
+KSLAB_INLINE unsigned code_in(uint32_t hash, unsigned byte)
+{
+	unsigned value = byte - 0x80 - (byte > REDZONE), step = step_of(hash);
+
+	return value - step + (CODES & (0u - (value < step)));
 }
 
 KSLAB_INLINE unsigned code_of(const struct slot *slot)
 {
-	unsigned byte = slot->start[slot->bytes - 1],
-		 code = byte - 0x80 - (byte > REDZONE) - step_of(slot);
+	unsigned byte = slot->start[slot->bytes - 1];
 
-	if (byte < 0x80 || byte == 0xff || byte == REDZONE)
-		return 0;
-	return code + (CODES & (0u - (code > byte)));
+	return byte < 0x80 || byte == 0xff || byte == REDZONE ? 0 : code_in(hash_of(slot), byte);
 }
 
 static inline uint32_t *long_info(const struct slot *slot)
@@ -271,7 +306,7 @@ static inline uint32_t *long_info(const struct slot *slot)
 KSLAB_INLINE void set_code(const struct slot *slot, unsigned code)
 {
 	if (slot->has_code)
-		slot->start[slot->bytes - 1] = code_byte(slot, code);
+		slot->start[slot->bytes - 1] = code_byte(hash_of(slot), code);
 }
 
 /* Everything behind the n bytes of the client. */
@@ -310,24 +345,55 @@ static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls
 
 /* ---- trailer of level 2 ---------------------------------------------------------------------- */
 
-/* Odd factors: whatever one field changes to, the sum changes. No product waits for another. */
-KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
-{
-	uintptr_t x = ((uintptr_t)trailer ^ state) * 0x9e3779b1u;
+/*
+ * Odd factors: whatever one field changes to, the sum changes. No product waits for another, and
+ * what a field adds can be replaced without the others.
+ */
+#define ALLOC_CALLER_FACTOR ((uintptr_t)0x85ebca6bu)
+#define FREE_CALLER_FACTOR ((uintptr_t)0xc2b2ae35u)
+#define SERIAL_FACTOR ((uintptr_t)0x27d4eb2fu)
+#define INFO_FACTOR ((uintptr_t)0x165667b1u)
 
-	x += (uintptr_t)trailer->alloc_caller * 0x85ebca6bu +
-	     (uintptr_t)trailer->free_caller * 0xc2b2ae35u;
-	x += trailer->serial * 0x27d4eb2fu + trailer->info * (uintptr_t)0x165667b1u;
+KSLAB_INLINE uintptr_t sum_of_fields(const struct trailer *trailer)
+{
+	uintptr_t x = (uintptr_t)trailer * 0x9e3779b1u;
+
+	x += (uintptr_t)trailer->alloc_caller * ALLOC_CALLER_FACTOR +
+	     (uintptr_t)trailer->free_caller * FREE_CALLER_FACTOR;
+	x += trailer->serial * SERIAL_FACTOR + trailer->info * INFO_FACTOR;
 #if UINTPTR_MAX > 0xffffffffu
 	x += (uintptr_t)trailer->pad << 32;
 #endif
-	return x ^ x >> 15;
+	return x;
+}
+
+KSLAB_INLINE uintptr_t sum_with(uintptr_t fields, uintptr_t state)
+{
+	fields += state;
+	return fields ^ fields >> 15;
+}
+
+KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
+{
+	return sum_with(sum_of_fields(trailer), state);
 }
 
 /* While the fields change hands: depends on nothing but the place. */
 static inline uintptr_t busy(const struct trailer *trailer)
 {
 	return (uintptr_t)trailer * 0x9e3779b1u ^ BUSY;
+}
+
+KSLAB_INLINE void seal(struct trailer *trailer, uintptr_t state)
+{
+	KSLAB_STORE_RELEASE(&trailer->state, sum(trailer, state));
+}
+
+KSLAB_INLINE uintptr_t next_serial(struct kslab_heap *heap)
+{
+	uintptr_t serial = KSLAB_FETCH_ADD_RELAXED(&heap->debug_serial, (uintptr_t)1) + 1;
+
+	return serial != 0 ? serial : 1;
 }
 
 static inline bool is_freed(const struct trailer *trailer)
@@ -366,27 +432,45 @@ static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *
 /* ---- contents in words ----------------------------------------------------------------------- */
 
 /*
- * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8
- * bytes. The last 8 bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at
- * byte i of it in memory.
+ * The same looks and the same bytes as above, for sound slots of a class: multiples of 8 bytes.
+ * Where a length decides, there is one branch for each power of two, and none for each word: a
+ * branch that goes by chance costs more than eight words, so words in the middle are rather looked
+ * at, or written, twice.
+ *
+ * The last 8 bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at byte i
+ * of it in memory.
  */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
-#define BYTES_FROM(type, i) ((type)(~(type)0 << 8 * (i)))
+#define BYTE_OF(i, tail) ((unsigned)((tail) >> 8 * (i)) & 0xff)
+#define BYTES_FROM(i) (~(uint64_t)0 << 8 * (i))
 #define INFO(tail) ((uint32_t)(tail))
 #define FROM_INFO(info) ((uint64_t)(info))
 #else
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (7 - (i)))
-#define BYTES_FROM(type, i) ((type)(~(type)0 >> 8 * (i)))
+#define BYTE_OF(i, tail) ((unsigned)((tail) >> 8 * (7 - (i))) & 0xff)
+#define BYTES_FROM(i) (~(uint64_t)0 >> 8 * (i))
 #define INFO(tail) ((uint32_t)((tail) >> 32))
 #define FROM_INFO(info) ((uint64_t)(info) << 32)
 #endif
 #define REDZONE_64 (~(uint64_t)0 / 255 * REDZONE)
-#define CODE_MASK BYTE(7, 0xff)
 
-KSLAB_INLINE uint64_t *tail_of(const struct slot *slot)
+/* Longer pieces are left to memset. */
+#define WORDS_BYTES_MAX 512u
+
+/* Whatever the client stored there. */
+typedef uintptr_t __attribute__((may_alias)) slot_word;
+typedef uint64_t __attribute__((may_alias)) slot_tail;
+
+KSLAB_INLINE slot_tail *tail_at(uintptr_t address)
 {
-	return (uint64_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
+	return (slot_tail *)address;
+}
+
+/* All ones if a < b, else 0; for small numbers. Of a comparison compilers would make a branch. */
+KSLAB_INLINE size_t if_below(size_t a, size_t b)
+{
+	return 0 - ((a - b) >> (8 * sizeof(size_t) - 1));
 }
 
 /* The same byte in all of them. */
@@ -395,188 +479,258 @@ KSLAB_INLINE uint64_t wide(uintptr_t pattern)
 	return sizeof(pattern) == 8 ? pattern : (uint64_t)pattern << 32 | pattern;
 }
 
-/* The tail of a free slot. */
-KSLAB_INLINE uint64_t free_tail(const struct slot *slot, uintptr_t poison)
+/* A compare and a branch that is never taken each: less than to gather what differs. */
+KSLAB_INLINE bool are_4(const slot_word *w, uintptr_t pattern)
 {
-	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(slot, CODE_FREE));
+	return w[0] == pattern && w[1] == pattern && w[2] == pattern && w[3] == pattern;
 }
 
-/* Bytes before the tail or the trailer: whole words. */
-KSLAB_INLINE size_t body_of(const struct slot *slot)
+KSLAB_INLINE bool are_words(uintptr_t start, size_t bytes, uintptr_t pattern)
 {
-	return slot->trailer != NULL ? slot->room : slot->bytes - TAIL_LONG;
-}
+	const slot_word *w = (const slot_word *)start;
+	size_t n = bytes / sizeof(*w);
+	const slot_word *end = w + n;
 
-/* Four words at a time; the last four overlap, so that no length takes a branch of its own. */
-KSLAB_INLINE bool are_words(const unsigned char *p, size_t bytes, uintptr_t pattern)
-{
-	const uintptr_t *w = (const uintptr_t *)(const void *)p, *end = w + bytes / sizeof(*w);
-	uintptr_t other = 0;
-
-	if (bytes < 4 * sizeof(*w)) {
-		for (; w < end; w++)
-			other |= *w ^ pattern;
-		return other == 0;
-	}
-	end -= 4;
-	other = (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
-	for (w += 4; w < end; w += 4)
-		other |= (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
-	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) |
-		(end[3] ^ pattern)) == 0;
-}
-
-KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
-{
-	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
-
-	if (bytes < 4 * sizeof(*w)) {
-		for (; w < end; w++) {
-			*w = pattern;
-			KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
-		}
-		return;
-	}
-	if (KSLAB_UNLIKELY(bytes > 512)) {
-		memset(p, (int)(pattern & 0xff), bytes);
-		return;
-	}
-	end -= 4;
-	w[0] = w[1] = w[2] = w[3] = pattern;
-	for (w += 4; w < end; w += 4) {
-		w[0] = w[1] = w[2] = w[3] = pattern;
-		KSLAB_BARRIER();
-	}
-	end[0] = end[1] = end[2] = end[3] = pattern;
-}
-
-/* The redzone between n and the end of the body. */
-KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
-{
-	size_t end = body_of(slot);
-	const uintptr_t *w =
-		(const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
-	uintptr_t other;
-
-	if (n >= end)
-		return true;
-	other = (*w ^ words_of(REDZONE)) & BYTES_FROM(uintptr_t, n % sizeof(*w));
-	for (w++; w < (const uintptr_t *)(const void *)(slot->start + end); w++)
-		other |= *w ^ words_of(REDZONE);
-	return other == 0;
-}
-
-/*
- * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The
- * last four are left for the end, as they may be among the others.
- */
-KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, uintptr_t to)
-{
-	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
-
-	if (bytes < 4 * sizeof(*w) || bytes > 512) {
-		if (!are_words(p, bytes, from))
-			return false;
-		set_words(p, bytes, to);
-		return true;
-	}
-	end -= 4;
-	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from) | (w[0] ^ from) |
-	     (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)
+	if (n <= 4) /* each of them, if there are four, or fewer */
+		return n == 0 || (w[0] == pattern && end[-1] == pattern && w[n / 2] == pattern &&
+				  w[(n - 1) / 2] == pattern);
+	if (!are_4(w, pattern) || !are_4(end - 4, pattern))
 		return false;
-	w[0] = w[1] = w[2] = w[3] = to;
-	for (w += 4; w < end; w += 4) {
-		if (KSLAB_UNLIKELY(
-			    ((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
-			set_words(p, (size_t)((unsigned char *)w - p), from);
+	if (n <= 8)
+		return true;
+	if (!are_4(w + 4, pattern) || !are_4(end - 8, pattern))
+		return false;
+	for (w += 8; w + 8 < end; w += 8)
+		if (!are_4(w, pattern) || !are_4(w + 4, pattern))
 			return false;
-		}
-		w[0] = w[1] = w[2] = w[3] = to;
-		KSLAB_BARRIER();
-	}
-	end[0] = end[1] = end[2] = end[3] = to;
 	return true;
 }
 
-/* The body holds the client's pattern; from n on it becomes redzone. */
-KSLAB_INLINE void set_redzone(const struct slot *slot, size_t n, uintptr_t pattern)
+KSLAB_INLINE void set_4(slot_word *w, uintptr_t pattern)
 {
-	uintptr_t *w = (uintptr_t *)(void *)(slot->start + (n & ~(sizeof(*w) - 1)));
-	uintptr_t *end = (uintptr_t *)(void *)(slot->start + body_of(slot)), mask;
+	w[0] = w[1] = w[2] = w[3] = pattern;
+}
 
-	if (w >= end)
+KSLAB_INLINE void set_words(uintptr_t start, size_t bytes, uintptr_t pattern)
+{
+	slot_word *w = (slot_word *)start;
+	size_t n = bytes / sizeof(*w);
+	slot_word *end = w + n;
+
+	if (n <= 4) {
+		if (n != 0)
+			w[0] = end[-1] = w[n / 2] = w[(n - 1) / 2] = pattern;
 		return;
-	mask = BYTES_FROM(uintptr_t, n % sizeof(*w));
-	*w = (pattern & ~mask) | (words_of(REDZONE) & mask);
-	for (w++; w < end; w++) {
-		*w = words_of(REDZONE);
-		KSLAB_BARRIER();
+	}
+	set_4(w, pattern);
+	set_4(end - 4, pattern);
+	if (n <= 8)
+		return;
+	set_4(w + 4, pattern);
+	set_4(end - 8, pattern);
+	for (w += 8; w + 8 < end; w += 8) {
+		set_4(w, pattern);
+		set_4(w + 4, pattern);
+		KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
 	}
 }
 
-KSLAB_INLINE void set_tail(const struct slot *slot, size_t n, unsigned cls, uintptr_t pattern)
+/* ---- redzone in words ------------------------------------------------------------------------ */
+
+/* The 8 bytes up to 8 before the end: which are redzone, if it begins `slack` before the end? */
+KSLAB_INLINE uint64_t edge_mask(size_t slack)
 {
-	size_t slack = slot->bytes - n;
+	unsigned kept = (unsigned)((16 - slack) & if_below(slack, 16));
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return ~(uint64_t)0 << 4 * kept << 4 * kept; /* by 64 and more: nothing is left */
+#else
+	return ~(uint64_t)0 >> 4 * kept >> 4 * kept;
+#endif
+}
+
+/* The bytes from n up to 16 before the end: powers of two, large classes. */
+KSLAB_INLINE bool is_far_redzone(uintptr_t start, size_t n, size_t end)
+{
+	size_t from = n & ~(size_t)7;
+
+	return ((*tail_at(start + from) ^ REDZONE_64) & BYTES_FROM(n % 8)) == 0 &&
+	       are_words(start + from + 8, end - 24 - from, words_of(REDZONE));
+}
+
+KSLAB_INLINE void set_far_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
+{
+	size_t from = n & ~(size_t)7;
+	uint64_t mask = BYTES_FROM(n % 8);
+
+	*tail_at(start + from) = pattern ^ ((pattern ^ REDZONE_64) & mask);
+	set_words(start + from + 8, end - 24 - from, words_of(REDZONE));
+}
+
+/* The redzone between n and the last 8 bytes before end. */
+KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
+{
+	size_t slack = end - n;
+
+	if (KSLAB_UNLIKELY(end < 16))
+		return true;
+	return ((*tail_at(start + end - 16) ^ REDZONE_64) & edge_mask(slack)) == 0 &&
+	       (slack <= 16 || is_far_redzone(start, n, end));
+}
+
+/* All of it holds the client's pattern. */
+KSLAB_INLINE void set_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
+{
+	size_t slack = end - n;
+
+	if (KSLAB_UNLIKELY(end < 16))
+		return;
+	*tail_at(start + end - 16) = pattern ^ ((pattern ^ REDZONE_64) & edge_mask(slack));
+	if (slack > 16)
+		set_far_redzone(start, n, end, pattern);
+}
+
+/* Before a trailer all of it is redzone, and there are 8 bytes at least. */
+KSLAB_INLINE bool is_whole_redzone(uintptr_t start, size_t n, size_t end)
+{
+	return *tail_at(start + end - 8) == REDZONE_64 && is_redzone(start, n, end);
+}
+
+/* ---- the tail as one number ------------------------------------------------------------------ */
+
+KSLAB_INLINE uint64_t free_tail(uint32_t hash, uintptr_t poison)
+{
+	return (wide(poison) & ~BYTE(7, 0xff)) | BYTE(7, code_byte(hash, CODE_FREE));
+}
+
+/* By the code of a live slot: bytes of the tail that are not the client's; that are redzone. */
+#define CODE_MASK BYTE(7, 0xff)
+#define INFO_MASK FROM_INFO(UINT32_MAX)
+static const uint64_t tail_masks[CODE_LONG + 1] = { 0,
+						    BYTES_FROM(7),
+						    BYTES_FROM(6),
+						    BYTES_FROM(5),
+						    BYTES_FROM(4),
+						    BYTES_FROM(3),
+						    BYTES_FROM(2),
+						    BYTES_FROM(1),
+						    BYTES_FROM(0) };
+static const uint64_t redzone_masks[CODE_LONG + 1] = {
+	0,
+	0,
+	BYTES_FROM(6) & ~CODE_MASK,
+	BYTES_FROM(5) & ~CODE_MASK,
+	BYTES_FROM(4) & ~CODE_MASK,
+	BYTES_FROM(3) & ~CODE_MASK,
+	BYTES_FROM(2) & ~CODE_MASK,
+	BYTES_FROM(1) & ~CODE_MASK,
+	~INFO_MASK & ~CODE_MASK,
+};
+
+/* Of a live object, where the client's bytes hold the pattern. */
+KSLAB_INLINE uint64_t live_tail(uint32_t hash, size_t slack, uint32_t info, uint64_t pattern)
+{
+	const size_t code = slack < TAIL_LONG ? slack : CODE_LONG;
 	uint64_t tail = REDZONE_64;
 
-	if (slack >= TAIL_LONG) {
-		tail &= ~FROM_INFO(UINT32_MAX);
-		tail |= FROM_INFO(info_of(n, cls) ^ hash_of(slot));
-		slack = CODE_LONG;
-	} else {
-		uint64_t mask = BYTES_FROM(uint64_t, TAIL_LONG - slack);
-
-		tail = (wide(pattern) & ~mask) | (tail & mask);
-	}
-	*tail_of(slot) = (tail & ~CODE_MASK) | BYTE(7, code_byte(slot, (unsigned)slack));
+	info ^= hash;
+	KSLAB_HIDE(info); /* made in any case: the code is no better known than a coin */
+	info = code == CODE_LONG ? info : (uint32_t)REDZONE_64;
+	tail = (REDZONE_64 & ~INFO_MASK & ~CODE_MASK) | FROM_INFO(info) |
+	       BYTE(7, code_byte(hash, (unsigned)code));
+	return pattern ^ ((pattern ^ tail) & tail_masks[code]);
 }
+
+/*
+ * A live slot of a class without a trailer. Return: n, or NONE: look closer. *cls as in
+ * live_damage.
+ */
+KSLAB_INLINE size_t read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, unsigned *cls)
+{
+	const uint64_t tail = *tail_at(start + bytes - TAIL_LONG);
+	const unsigned byte = BYTE_OF(7, tail), code = code_in(hash, byte);
+	const uint32_t info = INFO(tail) ^ hash, info_cls = info >> 16 & 0xff;
+	const size_t is_long = if_below(code ^ CODE_LONG, 1);
+	size_t slack = bytes - (info & 0xffff);
+	uint64_t other;
+
+	if (KSLAB_UNLIKELY(code - SLACK_MIN > CODE_LONG - SLACK_MIN))
+		return NONE;
+	slack = code ^ ((code ^ slack) & is_long);
+	other = (byte ^ code_byte(hash, code)) | ((tail ^ REDZONE_64) & redzone_masks[code]) |
+		(is_long & (((info ^ info >> 8 ^ info >> 16 ^ info >> 24 ^ 0x5c) & 0xff) |
+			    ~if_below(info_cls, KSLAB_CLASSES)));
+	/* Here slack may be anything; then what the long form says of itself is not true. */
+	if (KSLAB_UNLIKELY(other != 0 || slack > bytes || slack < code) ||
+	    !is_redzone(start, bytes - slack, bytes))
+		return NONE;
+	*cls = is_long ? info_cls : KSLAB_CLASSES;
+	return bytes - slack;
+}
+
+/* ---- whole slots ----------------------------------------------------------------------------- */
 
 /* A free slot of a class; false: look closer. */
-KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
+KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, const struct slot *slot)
 {
-	const uintptr_t pattern = heap->debug_free_word;
+	const uintptr_t pattern = heap->debug_free_word, start = (uintptr_t)slot->start;
 
-	return slot.cache == NULL &&
-	       (slot.trailer != NULL
-			? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED)
-			: *tail_of(&slot) == free_tail(&slot, pattern)) &&
-	       are_words(slot.start, body_of(&slot), pattern);
+	if (slot->cache != NULL)
+		return false;
+	if (slot->trailer != NULL)
+		return KSLAB_LOAD_ACQUIRE(&slot->trailer->state) == sum(slot->trailer, FREED) &&
+		       are_words(start, slot->room, pattern);
+	return *tail_at(start + slot->bytes - TAIL_LONG) == free_tail(hash_at(start), pattern) &&
+	       are_words(start, slot->bytes - TAIL_LONG, pattern);
 }
 
-/* A live slot without a trailer. Return: n, or NONE: look closer. *cls as in live_damage. */
-KSLAB_INLINE size_t read_sound_tail(const struct slot *slot, unsigned *cls)
-{
-	uint64_t tail = *tail_of(slot), redzone = (tail ^ REDZONE_64) & ~CODE_MASK;
-	unsigned code = code_of(slot);
-	uint32_t info;
-
-	*cls = KSLAB_CLASSES;
-	if (code != CODE_LONG) {
-		if (code < SLACK_MIN || code > CODE_LONG ||
-		    (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) != 0)
-			return NONE;
-		return slot->bytes - code;
-	}
-	info = INFO(tail) ^ hash_of(slot);
-	*cls = info >> 16 & 0xff;
-	if (!is_info(info, slot, TAIL_LONG - 1) || (redzone & ~FROM_INFO(UINT32_MAX)) != 0 ||
-	    !is_redzone(slot, info & 0xffff))
-		return NONE;
-	return info & 0xffff;
-}
-
-/* The same at any level; false: look closer. */
+/* A live one. */
 KSLAB_INLINE bool is_live_sound(const struct slot *slot)
 {
+	const uintptr_t start = (uintptr_t)slot->start;
 	const struct trailer *trailer = slot->trailer;
 	unsigned cls;
 
 	if (slot->cache != NULL)
 		return false;
 	if (trailer == NULL)
-		return read_sound_tail(slot, &cls) != NONE;
+		return read_sound_tail(start, slot->bytes, hash_at(start), &cls) != NONE;
 	return KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE) &&
-	       is_redzone(slot, (trailer->info ^ hash_of(slot)) & 0xffff);
+	       is_whole_redzone(start, (trailer->info ^ hash_at(start)) & 0xffff, slot->room);
+}
+
+/* ---- bits of a slot --------------------------------------------------------------------------- */
+
+KSLAB_INLINE bool is_free_bit(const struct kslab_page *page, uint32_t index)
+{
+	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
+	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
+
+	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
+	free |= KSLAB_LOAD_RELAXED(&bits->avail);
+	return (free & kslab_bit(index)) != 0;
+}
+
+/* A page of this zone, of a size class, that its owner may be asked for. FULL ones are not. */
+KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_page *page)
+{
+	return KSLAB_LOAD_RELAXED(&page->owner) == ((uintptr_t)zone | KSLAB_TAG_DEBUG) &&
+	       (uintptr_t)page->sc - (uintptr_t)zone->sc < sizeof(zone->sc);
+}
+
+/*
+ * The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence
+ * (kslab_fence_free).
+ */
+KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
+{
+	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
+	kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed);
+
+	return (page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) &&
+	       !((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) &
+		 kslab_bit(index)) &&
+	       (freed | kslab_bit(index)) != ~(kslab_word)0;
 }
 
 #endif

@@ -723,6 +723,15 @@ static KSLAB_SLOW void *malloc_slower(size_t n, struct kslab_heap *heap, const v
 	return kslab_heap_alloc_slow(heap, &request);
 }
 
+/* No route: a large request, size 0, debugging, injection. Saves no registers before it knows. */
+KSLAB_SLOW void *kslab_heap_malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	KSLAB_TAKE_CALLER(caller);
+	return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
+				      : malloc_slower(n, heap, caller);
+}
+
+/* There was a route when the fast path looked, and an index stays one. */
 KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
 {
 	size_t index = (n - 1) / 8;
@@ -732,9 +741,6 @@ KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const
 	void *object;
 
 	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
-					      : malloc_slower(n, heap, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_UNLIKELY(zone->owner.key == 0)) {
@@ -1025,27 +1031,21 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 }
 
 /*
- * The middle path: plain objects of another CPU's pages, and of our own full ones. Everything else
- * is left to kslab_heap_free_slow, as is the verdict where one is due.
+ * The middle path: plain objects of another CPU's pages, and of our own full ones. The slot was
+ * found; the verdict, where one is due, is left to kslab_heap_free_slow.
  */
-KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
+static KSLAB_SLOW void free_plain(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				  const void *caller, uint32_t index)
 {
-	uintptr_t address = (uintptr_t)p, owner;
-	struct kslab_page *page = kslab_page_map_find(&heap->map, address);
 	struct kslab_zone *zone;
-	uint32_t index;
 	bool freed;
 
-	KSLAB_TAKE_CALLER(caller);
-	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
-	index = kslab_page_index(page, address);
-	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
-		goto slow;
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
 		KSLAB_PORT_UNPIN();
-		goto slow;
+		kslab_heap_free_slow(heap, p, NULL, caller);
+		return;
 	}
 	kslab_zone_enter(zone);
 	if (kslab_page_owner(page) == &zone->owner) {
@@ -1062,16 +1062,36 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 	}
 	if (KSLAB_UNLIKELY(!freed))
 		kslab_heap_fault_pointer(heap, p, NULL, caller);
-	return;
-slow:
-	if (heap->debug_level != 0)
-		kslab_debug_free_any(p, heap, caller);
-	else
-		kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
-KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone,
-				     const void *caller)
+/* Nothing but jumps to others, so that none of them pays for the registers of another one. */
+KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				      const void *caller)
+{
+	uintptr_t owner;
+	uint32_t index;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (heap->debug_level != 0) {
+		kslab_debug_free_any(p, heap, page, caller);
+		return;
+	}
+	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
+	index = kslab_page_index(page, (uintptr_t)p);
+	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
+		kslab_heap_free_slow(heap, p, NULL, caller);
+	else
+		free_plain(p, heap, page, caller, index);
+}
+
+KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
+{
+	KSLAB_TAKE_CALLER(caller);
+	kslab_heap_free_known(p, heap, kslab_page_map_find(&heap->map, (uintptr_t)p), caller);
+}
+
+KSLAB_SLOW void kslab_heap_word_full(struct kslab_zone *zone, const void *caller,
+				     struct kslab_page *page)
 {
 	KSLAB_TAKE_CALLER(caller);
 	if (KSLAB_LIKELY(page->state !=

@@ -110,7 +110,7 @@ static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const 
 	if (heap->debug_level == 0)
 		kslab_heap_free_fast(heap, p, caller);
 	else
-		kslab_debug_free_any(p, heap, caller);
+		kslab_heap_free_cold(p, heap, caller);
 	return fresh;
 }
 
@@ -302,7 +302,7 @@ void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptr
 		if (heap->debug_level == 0)
 			kslab_heap_free_fast(heap, ptrs[i], KSLAB_CALLER());
 		else
-			kslab_debug_free_any(ptrs[i], heap, KSLAB_CALLER());
+			kslab_heap_free_cold(ptrs[i], heap, KSLAB_CALLER());
 	}
 }
 
