@@ -49,8 +49,8 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 	size_t wrong = NONE, end = slot->room, at;
 
 	if (slot->cache == NULL && slot->trailer == NULL) {
-		*n = read_sound_tail((uintptr_t)slot->start, slot->bytes, hash_of(slot), cls);
-		if (KSLAB_LIKELY(*n != NONE))
+		if (KSLAB_LIKELY(read_sound_tail((uintptr_t)slot->start, slot->bytes, hash_of(slot),
+						 n, cls)))
 			return NONE;
 	}
 	*cls = KSLAB_CLASSES;
@@ -377,7 +377,7 @@ KSLAB_COLD void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t sta
 {
 	const struct kslab_request request = { NULL, 0, kind >> 8, caller };
 
-	issue_slowly(heap, slot_at(heap, start, bytes, NULL), &request, n, kind & 0xff);
+	issue_slowly(heap, slot_at(heap, start, bytes, NULL), &request, n, class_in(heap, n, kind));
 	return (void *)start;
 }
 
@@ -535,7 +535,7 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 	struct kslab_page *page = kslab_page_map_find(&heap->map, object);
 	uint32_t index = kslab_page_index(page, object);
 	struct kslab_zone *zone;
-	bool done = false;
+	kslab_word *freed, word = 0;
 
 	if (index >= page->slots) /* fenced meanwhile */
 		return;
@@ -543,15 +543,14 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_LOAD_RELAXED(&zone->owner.key) != 0) {
 		kslab_zone_enter(zone);
-		done = is_plain(zone, page) && is_quiet_free(page, index);
-		if (done)
-			KSLAB_STORE_RELEASE(&page->bits[index / KSLAB_WORD_BITS].freed,
-					    page->bits[index / KSLAB_WORD_BITS].freed |
-						    kslab_bit(index));
+		if (is_plain(zone, page))
+			word = quiet_free(page, index, &freed);
+		if (word != 0)
+			KSLAB_STORE_RELEASE(freed, word);
 		kslab_zone_leave(zone);
 	}
 	KSLAB_PORT_UNPIN();
-	if (KSLAB_UNLIKELY(!done))
+	if (KSLAB_UNLIKELY(word == 0))
 		kslab_heap_set_free(heap, page, index, NULL, caller);
 }
 
@@ -677,7 +676,7 @@ void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, un
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)object);
 
-	if (!(flags & KSLAB_ZERO))
+	if (!(flags & KSLAB_ZERO) && (page->inverse == 0 || fresh(heap, flags) != poison(heap)))
 		fill(object, n, fresh(heap, flags));
 	arm_large(heap, page, n);
 	page->inverse = (uint32_t)next_serial(heap);
@@ -747,7 +746,7 @@ void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page)
 	KSLAB_PORT_POISON((void *)page->data, kslab_large_bytes(heap, page));
 }
 
-void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page)
+bool kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page)
 {
 	size_t bytes = kslab_large_bytes(heap, page);
 	size_t wrong = find_other((const unsigned char *)page->data, bytes, poison(heap));
@@ -765,4 +764,5 @@ void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *
 	KSLAB_PORT_UNPOISON((void *)page->data, bytes);
 	if (KSLAB_UNLIKELY(wrong != NONE))
 		kslab_report_fault(heap, &report);
+	return wrong == NONE;
 }

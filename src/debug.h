@@ -78,8 +78,10 @@ void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t start, size_t 
 /* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
 			 size_t n, size_t align);
-/* kslab_heap_malloc at a debug level; flags as in kslab_alloc. The quick way if there is one. */
+/* kslab_heap_malloc at a debug level; flags: KSLAB_ZERO or none. The quick way if there is one. */
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
+void *kslab_debug_malloc_1(size_t n, struct kslab_heap *heap, const void *caller);
+void *kslab_debug_malloc_2(size_t n, struct kslab_heap *heap, const void *caller);
 /* n of a live slot changes in place; it was measured. */
 void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
 			size_t old, size_t n);
@@ -89,9 +91,11 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
  */
 void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
 		      struct kslab_cache *cache, const void *caller);
-/* kslab_heap_free at a debug level: whatever p is; page: what the map says of it. */
-void kslab_debug_free_any(void *p, struct kslab_heap *heap, struct kslab_page *page,
-			  const void *caller);
+/* kslab_heap_free at levels 1 and 2: whatever p is; page: what the map says of it. */
+void kslab_debug_free_1(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			const void *caller);
+void kslab_debug_free_2(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			const void *caller);
 /* A page is given back: report what was written to its slots. No zone entered, no lock held. */
 void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page);
 
@@ -108,7 +112,10 @@ struct kslab_retiring {
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			struct kslab_retiring *retiring);
 
-/* Large blocks: the redzone reaches from n to the end of the block. */
+/*
+ * Large blocks: the redzone reaches from n to the end of the block. page->inverse is not 0 if all
+ * of it was verified to hold what a free one does.
+ */
 void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, unsigned flags);
 /* Return: false: its redzone was overwritten: reported. */
 bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page,
@@ -120,8 +127,11 @@ size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct ksl
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
 			      size_t n);
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);
-/* A block that was retired goes back or is used again: report what was written to it. */
-void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page);
+/*
+ * A block that was retired goes back or is used again: report what was written to it. Return:
+ * false: something was.
+ */
+bool kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page);
 
 /* ---- quarantine (level 2) -------------------------------------------------------------------- */
 

@@ -9,7 +9,6 @@
  */
 #include "debug.h"
 #include "debug_slot.h"
-#include "inject.h"
 
 /*
  * What both levels have in common is inline, and made anew for each of them. The functions for most
@@ -30,20 +29,17 @@ KSLAB_INLINE bool renew(uintptr_t start, size_t bytes, uintptr_t old, uintptr_t 
 	return true;
 }
 
-/* kind: the class of level 0, and flags of the request above it. */
 KSLAB_INLINE void *issue_1(struct kslab_heap *heap, uintptr_t start, size_t bytes, size_t n,
 			   unsigned kind, const void *caller, uintptr_t new)
 {
 	const uintptr_t old = heap->debug_free_word;
 	const uint32_t hash = hash_at(start);
-	slot_tail *tail = tail_at(start + bytes - TAIL_LONG);
 
 	open_bytes(start, bytes);
-	if (KSLAB_UNLIKELY(*tail != free_tail(hash, old)) ||
+	if (KSLAB_UNLIKELY(*tail_at(start + bytes - TAIL_LONG) != free_tail(hash, old)) ||
 	    KSLAB_UNLIKELY(!renew(start, bytes - TAIL_LONG, old, new)))
 		return kslab_debug_issue_slowly(heap, start, bytes, n, kind, caller);
-	*tail = live_tail(hash, bytes - n, info_of(n, kind & 0xff), wide(new));
-	set_redzone(start, n, bytes, wide(new));
+	set_slack(start, bytes, n, class_in(heap, n, kind), hash, wide(new));
 	give_bytes(start, bytes, n, is_zeroed(heap, kind >> 8));
 	return (void *)start;
 }
@@ -62,10 +58,9 @@ KSLAB_INLINE void *issue_2(struct kslab_heap *heap, uintptr_t start, size_t byte
 		return kslab_debug_issue_slowly(heap, start, bytes, n, kind, caller);
 	trailer->alloc_caller = caller;
 	trailer->serial = next_serial(heap);
-	trailer->info = info_of(n, kind & 0xff) ^ hash_at(start);
+	trailer->info = info_of(n, class_in(heap, n, kind)) ^ hash_at(start);
 	seal(trailer, LIVE);
-	*tail_at(start + room - 8) = REDZONE_64;
-	set_redzone(start, n, room, wide(new));
+	set_whole_redzone(start, n, room, wide(new));
 	give_bytes(start, bytes, n, is_zeroed(heap, kind >> 8));
 	return (void *)start;
 }
@@ -80,14 +75,6 @@ KSLAB_SLOW void *kslab_debug_issue_class(struct kslab_heap *heap, uintptr_t star
 }
 
 /* ---- allocate -------------------------------------------------------------------------------- */
-
-/* Class of level 0 and flags; n != 0. */
-KSLAB_INLINE unsigned kind_of(const struct kslab_heap *heap, size_t n, unsigned flags)
-{
-	return (unsigned)((heap->route[(n - 1) / 8] - offsetof(struct kslab_zone, sc)) /
-			  sizeof(struct kslab_sc)) |
-	       flags << 8;
-}
 
 /* The cached word is used up. In the entered zone, which is left. */
 static KSLAB_SLOW void *next_word(struct kslab_heap *heap, struct kslab_zone *zone,
@@ -106,8 +93,19 @@ static KSLAB_SLOW void *next_word(struct kslab_heap *heap, struct kslab_zone *zo
 	}
 	if (object == NULL)
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
-	return kslab_debug_issue_class(heap, (uintptr_t)object, bytes, n, kind_of(heap, n, flags),
+	return kslab_debug_issue_class(heap, (uintptr_t)object, bytes, n, ROUTED | flags << 8,
 				       caller);
+}
+
+/*
+ * n - 1 if n is a power of two or 0, else 0. Which it is, is chance: no comparison, of which
+ * compilers would make a branch.
+ */
+KSLAB_INLINE size_t power_mask(size_t n)
+{
+	size_t others = n & (n - 1);
+
+	return (n - 1) & (((others | (0 - others)) >> (8 * sizeof(n) - 1)) - 1);
 }
 
 /*
@@ -118,15 +116,15 @@ KSLAB_INLINE void *allocate(unsigned level, struct kslab_heap *heap, size_t n, u
 			    const void *caller)
 {
 	const size_t more = level == 1 ? SLACK_MIN : REDZONE_MIN + sizeof(struct trailer);
-	const size_t mask = (n - 1) & if_below(n & (n - 1), 1);
+	const size_t mask = power_mask(n);
 	const size_t index = (((n + more + mask) & ~mask) - 1) / 8;
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
 	void *object;
 	size_t bytes;
 
-	if (KSLAB_UNLIKELY(n >= KSLAB_ROUTE_MAX_BYTES || index >= heap->debug_limit ||
-			   kslab_inject_is_on(heap)))
+	if (KSLAB_UNLIKELY(n >= KSLAB_ROUTE_MAX_BYTES ||
+			   index >= KSLAB_LOAD_RELAXED(&heap->debug_limit)))
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
@@ -137,70 +135,64 @@ KSLAB_INLINE void *allocate(unsigned level, struct kslab_heap *heap, size_t n, u
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
 	}
 	kslab_zone_enter(zone);
-	object = kslab_sc_pop(sc);
-	if (KSLAB_UNLIKELY(object == NULL))
+	if (KSLAB_UNLIKELY(*sc->word == 0))
 		return next_word(heap, zone, sc, n, flags, caller);
+	object = kslab_sc_pop(sc);
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
 	if (flags != 0 || heap->debug_new_word != heap->debug_free_word)
 		return kslab_debug_issue_class(heap, (uintptr_t)object, bytes, n,
-					       kind_of(heap, n, flags), caller);
-	return (level == 1 ? issue_1 : issue_2)(heap, (uintptr_t)object, bytes, n,
-						kind_of(heap, n, 0), caller, heap->debug_free_word);
+					       ROUTED | flags << 8, caller);
+	return (level == 1 ? issue_1 : issue_2)(heap, (uintptr_t)object, bytes, n, ROUTED, caller,
+						heap->debug_free_word);
 }
 
-static KSLAB_SLOW void *malloc_1(size_t n, struct kslab_heap *heap, const void *caller)
+KSLAB_SLOW void *kslab_debug_malloc_1(size_t n, struct kslab_heap *heap, const void *caller)
 {
 	return allocate(1, heap, n, 0, caller);
 }
 
-static KSLAB_SLOW void *malloc_2(size_t n, struct kslab_heap *heap, const void *caller)
+KSLAB_SLOW void *kslab_debug_malloc_2(size_t n, struct kslab_heap *heap, const void *caller)
 {
 	return allocate(2, heap, n, 0, caller);
 }
 
-static KSLAB_SLOW void *zalloc(size_t n, struct kslab_heap *heap, const void *caller)
-{
-	return heap->debug_level == 1 ? allocate(1, heap, n, KSLAB_ZERO, caller)
-				      : allocate(2, heap, n, KSLAB_ZERO, caller);
-}
-
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller)
 {
-	if (flags & KSLAB_ZERO)
-		return zalloc(n, heap, caller);
-	return heap->debug_level == 1 ? malloc_1(n, heap, caller) : malloc_2(n, heap, caller);
+	if (!(flags & KSLAB_ZERO))
+		return heap->debug_level == 1 ? kslab_debug_malloc_1(n, heap, caller)
+					      : kslab_debug_malloc_2(n, heap, caller);
+	return heap->debug_level == 1 ? allocate(1, heap, n, KSLAB_ZERO, caller)
+				      : allocate(2, heap, n, KSLAB_ZERO, caller);
 }
 
 /* ---- free at level 1 ------------------------------------------------------------------------- */
 
 /* The slot is poisoned: now it is free. Leaves the zone. */
-KSLAB_INLINE void publish(struct kslab_page *page, uint32_t index, struct kslab_zone *zone)
+KSLAB_INLINE void publish(kslab_word *freed, kslab_word word, struct kslab_zone *zone)
 {
-	kslab_word *freed = &page->bits[index / KSLAB_WORD_BITS].freed;
-
-	KSLAB_STORE_RELEASE(freed, *freed | kslab_bit(index));
+	KSLAB_STORE_RELEASE(freed, word);
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
 }
 
 static KSLAB_SLOW void poison_large(uintptr_t address, size_t bytes, uintptr_t pattern,
-				    struct kslab_page *page, uint32_t index,
-				    struct kslab_zone *zone)
+				    kslab_word *freed, kslab_word word, struct kslab_zone *zone)
 {
 	memset((void *)address, (int)(pattern & 0xff), bytes - TAIL_LONG);
 	close_bytes(address, bytes);
-	publish(page, index, zone);
+	publish(freed, word, zone);
 }
 
-static KSLAB_SLOW void free_1(void *p, struct kslab_heap *heap, struct kslab_page *page,
-			      const void *caller)
+KSLAB_SLOW void kslab_debug_free_1(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				   const void *caller)
 {
 	const uintptr_t address = (uintptr_t)p, pattern = heap->debug_free_word;
 	const uint32_t hash = hash_at(address);
 	struct kslab_zone *zone;
+	kslab_word *freed, word;
+	size_t bytes, n;
 	uint32_t index;
-	size_t bytes;
 	unsigned cls;
 
 	KSLAB_PORT_PIN();
@@ -212,8 +204,11 @@ static KSLAB_SLOW void free_1(void *p, struct kslab_heap *heap, struct kslab_pag
 		goto slow;
 	index = kslab_page_index(page, address);
 	bytes = page->sc->size;
-	if (KSLAB_UNLIKELY(index >= page->slots || !is_quiet_free(page, index)) ||
-	    KSLAB_UNLIKELY(read_sound_tail(address, bytes, hash, &cls) == NONE))
+	if (KSLAB_UNLIKELY(index >= page->slots))
+		goto slow;
+	word = quiet_free(page, index, &freed);
+	if (KSLAB_UNLIKELY(word == 0) ||
+	    KSLAB_UNLIKELY(!read_sound_tail(address, bytes, hash, &n, &cls)))
 		goto slow;
 	open_bytes(address, bytes);
 	/* Its code is the first to go, as in kslab_debug_retire. */
@@ -223,15 +218,16 @@ static KSLAB_SLOW void free_1(void *p, struct kslab_heap *heap, struct kslab_pag
 	*tail_at(address + bytes - TAIL_LONG) = free_tail(hash, pattern);
 	KSLAB_BARRIER();
 	if (KSLAB_UNLIKELY(bytes > WORDS_BYTES_MAX)) {
-		poison_large(address, bytes, pattern, page, index, zone);
+		poison_large(address, bytes, pattern, freed, word, zone);
 		return;
 	}
 	set_words(address, bytes - TAIL_LONG, pattern);
 	close_bytes(address, bytes);
-	publish(page, index, zone);
+	publish(freed, word, zone);
 	return;
 slow:
 	kslab_zone_leave(zone);
+	heap = zone->heap; /* the same; but one register less is in use above */
 busy:
 	KSLAB_PORT_UNPIN();
 	kslab_heap_free_slow(heap, p, NULL, caller);
@@ -250,8 +246,8 @@ static KSLAB_SLOW void poison_and_wait(struct kslab_heap *heap, uintptr_t addres
 	kslab_debug_quarantine(heap, address, bytes, caller);
 }
 
-static KSLAB_SLOW void free_2(void *p, struct kslab_heap *heap, struct kslab_page *page,
-			      const void *caller)
+KSLAB_SLOW void kslab_debug_free_2(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				   const void *caller)
 {
 	const uintptr_t address = (uintptr_t)p;
 	struct kslab_zone *zone;
@@ -295,13 +291,4 @@ static KSLAB_SLOW void free_2(void *p, struct kslab_heap *heap, struct kslab_pag
 	return;
 slow:
 	kslab_heap_free_slow(heap, p, NULL, caller);
-}
-
-void kslab_debug_free_any(void *p, struct kslab_heap *heap, struct kslab_page *page,
-			  const void *caller)
-{
-	if (heap->debug_level == 1)
-		free_1(p, heap, page, caller);
-	else
-		free_2(p, heap, page, caller);
 }

@@ -45,6 +45,9 @@ struct trailer {
 
 _Static_assert(sizeof(struct trailer) == 5 * sizeof(uintptr_t), "a trailer is five words");
 
+/* For a class of level 0: what n is routed to. */
+#define ROUTED KSLAB_CLASSES
+
 /* What is known of a slot without looking into it. */
 struct slot {
 	unsigned char *start;
@@ -83,6 +86,16 @@ KSLAB_INLINE bool is_zeroed(const struct kslab_heap *heap, unsigned flags)
 	return (flags & KSLAB_ZERO) || (heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC);
 }
 
+/* Whatever the client stored there. */
+typedef uintptr_t __attribute__((may_alias)) slot_word;
+typedef uint64_t __attribute__((may_alias)) slot_tail;
+
+/* A compare and a branch that is never taken each: less than to gather what differs. */
+KSLAB_INLINE bool are_4(const slot_word *w, uintptr_t pattern)
+{
+	return w[0] == pattern && w[1] == pattern && w[2] == pattern && w[3] == pattern;
+}
+
 /* Offset of the first of `bytes` bytes at p that is not `byte`, or NONE. */
 static inline size_t find_other(const unsigned char *p, size_t bytes, unsigned char byte)
 {
@@ -92,11 +105,10 @@ static inline size_t find_other(const unsigned char *p, size_t bytes, unsigned c
 	for (; i < bytes && ((uintptr_t)(p + i) & (sizeof(uintptr_t) - 1)) != 0; i++)
 		if (p[i] != byte)
 			return i;
-	for (; i + 4 * sizeof(uintptr_t) <= bytes; i += 4 * sizeof(uintptr_t)) {
-		const uintptr_t *w = (const uintptr_t *)(const void *)(p + i);
+	for (; i + 8 * sizeof(uintptr_t) <= bytes; i += 8 * sizeof(uintptr_t)) {
+		const slot_word *w = (const slot_word *)(const void *)(p + i);
 
-		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) !=
-		    0)
+		if (!are_4(w, pattern) || !are_4(w + 4, pattern))
 			break;
 	}
 	for (; i < bytes; i++)
@@ -255,6 +267,15 @@ KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
 	return (uint32_t)n | (uint32_t)cls << 16 | ((uint32_t)(n ^ n >> 8) ^ cls ^ 0x5c) << 24;
 }
 
+/* The class that is in kind; n != 0. */
+KSLAB_INLINE unsigned class_in(const struct kslab_heap *heap, size_t n, unsigned kind)
+{
+	if ((kind & 0xff) != ROUTED)
+		return kind & 0xff;
+	return (unsigned)((heap->route[(n - 1) / 8] - offsetof(struct kslab_zone, sc)) /
+			  sizeof(struct kslab_sc));
+}
+
 KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 {
 	return info == info_of(info & 0xffff, info >> 16 & 0xff) &&
@@ -268,34 +289,41 @@ KSLAB_INLINE unsigned step_of(uint32_t hash)
 
 /*
  * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the
- * whole slack with one value, whatever it is, changes the one or the other. The table has them in
- * turn, and the first ones again.
+ * whole slack with one value, whatever it is, changes the one or the other. One table has them in
+ * turn, and the first ones again; the other one says where a byte is in it.
  */
-#define CODE_1(i) (unsigned char)(0x80 + (i) % CODES + (0x80 + (i) % CODES >= REDZONE))
-#define CODE_4(i) CODE_1(i), CODE_1((i) + 1), CODE_1((i) + 2), CODE_1((i) + 3)
-#define CODE_16(i) CODE_4(i), CODE_4((i) + 4), CODE_4((i) + 8), CODE_4((i) + 12)
-static const unsigned char code_bytes[144] = { CODE_16(0),  CODE_16(16),  CODE_16(32),
-					       CODE_16(48), CODE_16(64),  CODE_16(80),
-					       CODE_16(96), CODE_16(112), CODE_16(128) };
+#define TIMES_4(what, i) what(i), what((i) + 1), what((i) + 2), what((i) + 3)
+#define TIMES_16(what, i)                                                                          \
+	TIMES_4(what, i), TIMES_4(what, (i) + 4), TIMES_4(what, (i) + 8), TIMES_4(what, (i) + 12)
+#define TIMES_128(what, i)                                                                         \
+	TIMES_16(what, i), TIMES_16(what, (i) + 16), TIMES_16(what, (i) + 32),                     \
+		TIMES_16(what, (i) + 48), TIMES_16(what, (i) + 64), TIMES_16(what, (i) + 80),      \
+		TIMES_16(what, (i) + 96), TIMES_16(what, (i) + 112)
+#define NO_CODE 0xff
+#define CODE_BYTE(i) (unsigned char)(0x80 + (i) % CODES + (0x80 + (i) % CODES >= REDZONE))
+#define CODE_PLACE(byte)                                                                           \
+	(unsigned char)((byte) < 0x80 || (byte) == 0xff || (byte) == REDZONE                       \
+				? NO_CODE                                                          \
+				: ((byte)&0x7f) - ((byte) > REDZONE))
+static const unsigned char code_bytes[] = { TIMES_128(CODE_BYTE, 0), TIMES_16(CODE_BYTE, 128) };
+static const unsigned char code_places[] = { TIMES_128(CODE_PLACE, 0), TIMES_128(CODE_PLACE, 128) };
 
 KSLAB_INLINE unsigned char code_byte(uint32_t hash, unsigned code)
 {
 	return code_bytes[step_of(hash) + code];
 }
 
-/* What code_byte was given, if byte came of it; else any number. */
-KSLAB_INLINE unsigned code_in(uint32_t hash, unsigned byte)
+/* A number above all codes if there is none. */
+KSLAB_INLINE unsigned code_in(uint32_t hash, unsigned char byte)
 {
-	unsigned value = byte - 0x80 - (byte > REDZONE), step = step_of(hash);
+	unsigned place = code_places[byte], step = step_of(hash);
 
-	return value - step + (CODES & (0u - (value < step)));
+	return place - step + (CODES & (0u - (place < step)));
 }
 
 KSLAB_INLINE unsigned code_of(const struct slot *slot)
 {
-	unsigned byte = slot->start[slot->bytes - 1];
-
-	return byte < 0x80 || byte == 0xff || byte == REDZONE ? 0 : code_in(hash_of(slot), byte);
+	return code_in(hash_of(slot), slot->start[slot->bytes - 1]);
 }
 
 static inline uint32_t *long_info(const struct slot *slot)
@@ -442,13 +470,13 @@ static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *
  */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
-#define BYTE_OF(i, tail) ((unsigned)((tail) >> 8 * (i)) & 0xff)
+#define BYTE_OF(i, tail) ((tail) >> 8 * (i)&0xff)
 #define BYTES_FROM(i) (~(uint64_t)0 << 8 * (i))
 #define INFO(tail) ((uint32_t)(tail))
 #define FROM_INFO(info) ((uint64_t)(info))
 #else
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (7 - (i)))
-#define BYTE_OF(i, tail) ((unsigned)((tail) >> 8 * (7 - (i))) & 0xff)
+#define BYTE_OF(i, tail) ((tail) >> 8 * (7 - (i)) & 0xff)
 #define BYTES_FROM(i) (~(uint64_t)0 >> 8 * (i))
 #define INFO(tail) ((uint32_t)((tail) >> 32))
 #define FROM_INFO(info) ((uint64_t)(info) << 32)
@@ -458,31 +486,15 @@ static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *
 /* Longer pieces are left to memset. */
 #define WORDS_BYTES_MAX 512u
 
-/* Whatever the client stored there. */
-typedef uintptr_t __attribute__((may_alias)) slot_word;
-typedef uint64_t __attribute__((may_alias)) slot_tail;
-
 KSLAB_INLINE slot_tail *tail_at(uintptr_t address)
 {
 	return (slot_tail *)address;
-}
-
-/* All ones if a < b, else 0; for small numbers. Of a comparison compilers would make a branch. */
-KSLAB_INLINE size_t if_below(size_t a, size_t b)
-{
-	return 0 - ((a - b) >> (8 * sizeof(size_t) - 1));
 }
 
 /* The same byte in all of them. */
 KSLAB_INLINE uint64_t wide(uintptr_t pattern)
 {
 	return sizeof(pattern) == 8 ? pattern : (uint64_t)pattern << 32 | pattern;
-}
-
-/* A compare and a branch that is never taken each: less than to gather what differs. */
-KSLAB_INLINE bool are_4(const slot_word *w, uintptr_t pattern)
-{
-	return w[0] == pattern && w[1] == pattern && w[2] == pattern && w[3] == pattern;
 }
 
 KSLAB_INLINE bool are_words(uintptr_t start, size_t bytes, uintptr_t pattern)
@@ -537,135 +549,118 @@ KSLAB_INLINE void set_words(uintptr_t start, size_t bytes, uintptr_t pattern)
 
 /* ---- redzone in words ------------------------------------------------------------------------ */
 
-/* The 8 bytes up to 8 before the end: which are redzone, if it begins `slack` before the end? */
-KSLAB_INLINE uint64_t edge_mask(size_t slack)
-{
-	unsigned kept = (unsigned)((16 - slack) & if_below(slack, 16));
+/* Of 8 bytes the last so many. */
+static const uint64_t last_bytes[] = { 0,
+				       BYTES_FROM(7),
+				       BYTES_FROM(6),
+				       BYTES_FROM(5),
+				       BYTES_FROM(4),
+				       BYTES_FROM(3),
+				       BYTES_FROM(2),
+				       BYTES_FROM(1),
+				       BYTES_FROM(0) };
 
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return ~(uint64_t)0 << 4 * kept << 4 * kept; /* by 64 and more: nothing is left */
-#else
-	return ~(uint64_t)0 >> 4 * kept >> 4 * kept;
-#endif
-}
-
-/* The bytes from n up to 16 before the end: powers of two, large classes. */
-KSLAB_INLINE bool is_far_redzone(uintptr_t start, size_t n, size_t end)
-{
-	size_t from = n & ~(size_t)7;
-
-	return ((*tail_at(start + from) ^ REDZONE_64) & BYTES_FROM(n % 8)) == 0 &&
-	       are_words(start + from + 8, end - 24 - from, words_of(REDZONE));
-}
-
-KSLAB_INLINE void set_far_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
-{
-	size_t from = n & ~(size_t)7;
-	uint64_t mask = BYTES_FROM(n % 8);
-
-	*tail_at(start + from) = pattern ^ ((pattern ^ REDZONE_64) & mask);
-	set_words(start + from + 8, end - 24 - from, words_of(REDZONE));
-}
-
-/* The redzone between n and the last 8 bytes before end. */
+/*
+ * From n up to 8 before the end, where there are more than 8 bytes of slack: in most classes that
+ * is a part of one word. Further words only for powers of two, and in large classes.
+ */
 KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
 {
-	size_t slack = end - n;
+	size_t edge = end - 8 - n, from = n & ~(size_t)7;
 
-	if (KSLAB_UNLIKELY(end < 16))
-		return true;
-	return ((*tail_at(start + end - 16) ^ REDZONE_64) & edge_mask(slack)) == 0 &&
-	       (slack <= 16 || is_far_redzone(start, n, end));
+	if (edge <= 8)
+		return ((*tail_at(start + end - 16) ^ REDZONE_64) & last_bytes[edge]) == 0;
+	return ((*tail_at(start + from) ^ REDZONE_64) & BYTES_FROM(n % 8)) == 0 &&
+	       are_words(start + from + 8, end - 16 - from, words_of(REDZONE));
 }
 
-/* All of it holds the client's pattern. */
+/* Where all of it holds the client's pattern. */
 KSLAB_INLINE void set_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
 {
-	size_t slack = end - n;
+	size_t edge = end - 8 - n, from = n & ~(size_t)7;
 
-	if (KSLAB_UNLIKELY(end < 16))
+	if (edge <= 8) {
+		*tail_at(start + end - 16) = pattern ^ ((pattern ^ REDZONE_64) & last_bytes[edge]);
 		return;
-	*tail_at(start + end - 16) = pattern ^ ((pattern ^ REDZONE_64) & edge_mask(slack));
-	if (slack > 16)
-		set_far_redzone(start, n, end, pattern);
+	}
+	*tail_at(start + from) = pattern ^ ((pattern ^ REDZONE_64) & BYTES_FROM(n % 8));
+	set_words(start + from + 8, end - 16 - from, words_of(REDZONE));
 }
 
-/* Before a trailer all of it is redzone, and there are 8 bytes at least. */
+/*
+ * Before a trailer all of it is redzone, and there are 8 bytes at least. On 32-bit machines the
+ * trailer does not begin at a multiple of 8.
+ */
 KSLAB_INLINE bool is_whole_redzone(uintptr_t start, size_t n, size_t end)
 {
-	return *tail_at(start + end - 8) == REDZONE_64 && is_redzone(start, n, end);
+	if (sizeof(struct trailer) % 8 != 0)
+		return find_other((const unsigned char *)start + n, end - n, REDZONE) == NONE;
+	return *tail_at(start + end - 8) == REDZONE_64 &&
+	       (end - n == 8 || is_redzone(start, n, end));
+}
+
+KSLAB_INLINE void set_whole_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
+{
+	if (sizeof(struct trailer) % 8 != 0) {
+		fill((unsigned char *)start + n, end - n, REDZONE);
+		return;
+	}
+	*tail_at(start + end - 8) = REDZONE_64;
+	if (end - n != 8)
+		set_redzone(start, n, end, pattern);
 }
 
 /* ---- the tail as one number ------------------------------------------------------------------ */
 
-KSLAB_INLINE uint64_t free_tail(uint32_t hash, uintptr_t poison)
-{
-	return (wide(poison) & ~BYTE(7, 0xff)) | BYTE(7, code_byte(hash, CODE_FREE));
-}
-
-/* By the code of a live slot: bytes of the tail that are not the client's; that are redzone. */
 #define CODE_MASK BYTE(7, 0xff)
 #define INFO_MASK FROM_INFO(UINT32_MAX)
-static const uint64_t tail_masks[CODE_LONG + 1] = { 0,
-						    BYTES_FROM(7),
-						    BYTES_FROM(6),
-						    BYTES_FROM(5),
-						    BYTES_FROM(4),
-						    BYTES_FROM(3),
-						    BYTES_FROM(2),
-						    BYTES_FROM(1),
-						    BYTES_FROM(0) };
-static const uint64_t redzone_masks[CODE_LONG + 1] = {
-	0,
-	0,
-	BYTES_FROM(6) & ~CODE_MASK,
-	BYTES_FROM(5) & ~CODE_MASK,
-	BYTES_FROM(4) & ~CODE_MASK,
-	BYTES_FROM(3) & ~CODE_MASK,
-	BYTES_FROM(2) & ~CODE_MASK,
-	BYTES_FROM(1) & ~CODE_MASK,
-	~INFO_MASK & ~CODE_MASK,
-};
+#define LONG_REDZONE (REDZONE_64 & ~INFO_MASK & ~CODE_MASK)
 
-/* Of a live object, where the client's bytes hold the pattern. */
-KSLAB_INLINE uint64_t live_tail(uint32_t hash, size_t slack, uint32_t info, uint64_t pattern)
+KSLAB_INLINE uint64_t free_tail(uint32_t hash, uintptr_t poison)
 {
-	const size_t code = slack < TAIL_LONG ? slack : CODE_LONG;
-	uint64_t tail = REDZONE_64;
-
-	info ^= hash;
-	KSLAB_HIDE(info); /* made in any case: the code is no better known than a coin */
-	info = code == CODE_LONG ? info : (uint32_t)REDZONE_64;
-	tail = (REDZONE_64 & ~INFO_MASK & ~CODE_MASK) | FROM_INFO(info) |
-	       BYTE(7, code_byte(hash, (unsigned)code));
-	return pattern ^ ((pattern ^ tail) & tail_masks[code]);
+	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(hash, CODE_FREE));
 }
 
-/*
- * A live slot of a class without a trailer. Return: n, or NONE: look closer. *cls as in
- * live_damage.
- */
-KSLAB_INLINE size_t read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, unsigned *cls)
+/* Everything behind the n bytes of the client, in a slot that holds the client's pattern. */
+KSLAB_INLINE void set_slack(uintptr_t start, size_t bytes, size_t n, unsigned cls, uint32_t hash,
+			    uint64_t pattern)
+{
+	const size_t slack = bytes - n;
+	slot_tail *tail = tail_at(start + bytes - TAIL_LONG);
+
+	if (slack < TAIL_LONG) {
+		*tail = ((pattern ^ ((pattern ^ REDZONE_64) & last_bytes[slack])) & ~CODE_MASK) |
+			BYTE(7, code_byte(hash, (unsigned)slack));
+		return;
+	}
+	*tail = LONG_REDZONE | FROM_INFO(info_of(n, cls) ^ hash) |
+		BYTE(7, code_byte(hash, CODE_LONG));
+	if (slack > TAIL_LONG)
+		set_redzone(start, n, bytes, pattern);
+}
+
+/* A live slot of a class without a trailer. Return: false: look closer. *cls as in live_damage. */
+KSLAB_INLINE bool read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, size_t *n,
+				  unsigned *cls)
 {
 	const uint64_t tail = *tail_at(start + bytes - TAIL_LONG);
-	const unsigned byte = BYTE_OF(7, tail), code = code_in(hash, byte);
-	const uint32_t info = INFO(tail) ^ hash, info_cls = info >> 16 & 0xff;
-	const size_t is_long = if_below(code ^ CODE_LONG, 1);
-	size_t slack = bytes - (info & 0xffff);
-	uint64_t other;
+	const unsigned char byte = (unsigned char)BYTE_OF(7, tail);
+	uint32_t info = INFO(tail) ^ hash;
+	unsigned code;
 
-	if (KSLAB_UNLIKELY(code - SLACK_MIN > CODE_LONG - SLACK_MIN))
-		return NONE;
-	slack = code ^ ((code ^ slack) & is_long);
-	other = (byte ^ code_byte(hash, code)) | ((tail ^ REDZONE_64) & redzone_masks[code]) |
-		(is_long & (((info ^ info >> 8 ^ info >> 16 ^ info >> 24 ^ 0x5c) & 0xff) |
-			    ~if_below(info_cls, KSLAB_CLASSES)));
-	/* Here slack may be anything; then what the long form says of itself is not true. */
-	if (KSLAB_UNLIKELY(other != 0 || slack > bytes || slack < code) ||
-	    !is_redzone(start, bytes - slack, bytes))
-		return NONE;
-	*cls = is_long ? info_cls : KSLAB_CLASSES;
-	return bytes - slack;
+	if (byte == code_byte(hash, CODE_LONG)) {
+		*n = info & 0xffff;
+		*cls = info >> 16 & 0xff;
+		return ((tail ^ LONG_REDZONE) & ~INFO_MASK & ~CODE_MASK) == 0 &&
+		       info == info_of(*n, *cls) && *cls < KSLAB_CLASSES &&
+		       *n <= bytes - TAIL_LONG &&
+		       (*n == bytes - TAIL_LONG || is_redzone(start, *n, bytes));
+	}
+	code = code_in(hash, byte);
+	*n = bytes - code;
+	*cls = KSLAB_CLASSES;
+	return code - SLACK_MIN < CODE_LONG - SLACK_MIN &&
+	       ((tail ^ REDZONE_64) & last_bytes[code] & ~CODE_MASK) == 0;
 }
 
 /* ---- whole slots ----------------------------------------------------------------------------- */
@@ -690,11 +685,12 @@ KSLAB_INLINE bool is_live_sound(const struct slot *slot)
 	const uintptr_t start = (uintptr_t)slot->start;
 	const struct trailer *trailer = slot->trailer;
 	unsigned cls;
+	size_t n;
 
 	if (slot->cache != NULL)
 		return false;
 	if (trailer == NULL)
-		return read_sound_tail(start, slot->bytes, hash_at(start), &cls) != NONE;
+		return read_sound_tail(start, slot->bytes, hash_at(start), &n, &cls);
 	return KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE) &&
 	       is_whole_redzone(start, (trailer->info ^ hash_at(start)) & 0xffff, slot->room);
 }
@@ -720,17 +716,23 @@ KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_pag
 
 /*
  * The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence
- * (kslab_fence_free).
+ * (kslab_fence_free). In the entered zone of the page. Return: what has to be stored to *freed, as
+ * nobody else does that meanwhile; 0: not so.
  */
-KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
+KSLAB_INLINE kslab_word quiet_free(struct kslab_page *page, uint32_t index, kslab_word **freed)
 {
-	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
-	kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed);
+	kslab_word *bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
+	kslab_word word = KSLAB_LOAD_RELAXED(&bits[1]),
+		   taken = KSLAB_LOAD_RELAXED(&bits[2]) | KSLAB_LOAD_RELAXED(&bits[0]) | word;
 
-	return (page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) &&
-	       !((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) &
-		 kslab_bit(index)) &&
-	       (freed | kslab_bit(index)) != ~(kslab_word)0;
+	*freed = &bits[1];
+	if (KSLAB_UNLIKELY(
+		    (page->state != KSLAB_PAGE_CURRENT && page->state != KSLAB_PAGE_PARTIAL) ||
+		    ((taken >> (index % KSLAB_WORD_BITS)) & 1)))
+		return 0;
+	KSLAB_HIDE(index);
+	word |= kslab_bit(index);
+	return KSLAB_LIKELY(word != ~(kslab_word)0) ? word : 0;
 }
 
 #endif

@@ -727,8 +727,11 @@ static KSLAB_SLOW void *malloc_slower(size_t n, struct kslab_heap *heap, const v
 KSLAB_SLOW void *kslab_heap_malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
 {
 	KSLAB_TAKE_CALLER(caller);
-	return heap->debug_level != 0 ? kslab_debug_malloc(n, heap, 0, caller)
-				      : malloc_slower(n, heap, caller);
+	if (heap->debug_level == 1)
+		return kslab_debug_malloc_1(n, heap, caller);
+	if (heap->debug_level != 0)
+		return kslab_debug_malloc_2(n, heap, caller);
+	return malloc_slower(n, heap, caller);
 }
 
 /* There was a route when the fast path looked, and an index stays one. */
@@ -1073,7 +1076,8 @@ KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct k
 
 	KSLAB_TAKE_CALLER(caller);
 	if (heap->debug_level != 0) {
-		kslab_debug_free_any(p, heap, page, caller);
+		(heap->debug_level == 1 ? kslab_debug_free_1 : kslab_debug_free_2)(p, heap, page,
+										   caller);
 		return;
 	}
 	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;

@@ -120,7 +120,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
 	if (align_pages == 1 && (page = reuse(heap, pages, n)) != NULL) {
 		if (heap->debug_level != 0)
-			kslab_debug_large_verify(heap, page);
+			page->inverse = kslab_debug_large_verify(heap, page);
 		if (flags & KSLAB_ZERO)
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
