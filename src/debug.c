@@ -12,6 +12,9 @@
  * -> FREED when the slot is poisoned. The object then stays in the ring with its bits saying live;
  * leaving the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers,
  * whatever came in between.
+ *
+ * Most calls don't come here: debug_quick.c has the same in the same order of accesses, for slots of
+ * a class in pages of the CPU's own.
  */
 #include "debug.h"
 #include "debug_slot.h"

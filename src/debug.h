@@ -18,8 +18,10 @@
  *
  *     | n bytes of the client | redzone, 8 or more | alloc caller | free caller | serial | n, class | state |
  *
- * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache
- * with a constructor keep their contents, and their redzone also while they are free.
+ * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). A new object holds
+ * what it held while it was free, so that an issue only has to read it; zero where the request or
+ * KSLAB_DEBUG_ZERO_ON_ALLOC says so. Slots of a cache with a constructor keep their contents, and
+ * their redzone also while they are free.
  */
 #ifndef KSLAB_DEBUG_H
 #define KSLAB_DEBUG_H

@@ -6,6 +6,16 @@
  * free on the CPU that owns the page. The looks are those of the long way (debug.c), and so are the
  * bytes that are left behind. Nothing is changed before everything is known to be right; else the
  * long way looks again, and reports.
+ *
+ * Races. Level 1: a free happens inside the entered zone of the page, so that an interrupt sees a
+ * page of another CPU, and nobody but us stores to avail and freed: what was read of freed is still
+ * true when the bit is stored. Another CPU's free of the same object meets our bit or our code; if
+ * it came too early for both, its remote bit is dropped and reported at the harvest (I1). The code
+ * goes first, then the poison, then by a release the bit: who finds a redzone poisoned finds the
+ * code, who finds the bit finds the poison.
+ * Level 2: state goes from LIVE to BUSY by compare-and-swap; the sum it is compared with was made
+ * of fields that nobody changes but who has won that, so the winner may carry it on. An issue owns
+ * its slot: its bit is gone from avail, and is nowhere else.
  */
 #include "debug.h"
 #include "debug_slot.h"
