@@ -549,7 +549,7 @@ KSLAB_INLINE void set_words(uintptr_t start, size_t bytes, uintptr_t pattern)
 
 /* ---- redzone in words ------------------------------------------------------------------------ */
 
-/* Of 8 bytes the last so many. */
+/* Of 8 bytes the last so many. No shift by a variable: on 32-bit machines it may be a call. */
 static const uint64_t last_bytes[] = { 0,
 				       BYTES_FROM(7),
 				       BYTES_FROM(6),
@@ -570,7 +570,7 @@ KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
 
 	if (edge <= 8)
 		return ((*tail_at(start + end - 16) ^ REDZONE_64) & last_bytes[edge]) == 0;
-	return ((*tail_at(start + from) ^ REDZONE_64) & BYTES_FROM(n % 8)) == 0 &&
+	return ((*tail_at(start + from) ^ REDZONE_64) & last_bytes[8 - n % 8]) == 0 &&
 	       are_words(start + from + 8, end - 16 - from, words_of(REDZONE));
 }
 
@@ -583,7 +583,7 @@ KSLAB_INLINE void set_redzone(uintptr_t start, size_t n, size_t end, uint64_t pa
 		*tail_at(start + end - 16) = pattern ^ ((pattern ^ REDZONE_64) & last_bytes[edge]);
 		return;
 	}
-	*tail_at(start + from) = pattern ^ ((pattern ^ REDZONE_64) & BYTES_FROM(n % 8));
+	*tail_at(start + from) = pattern ^ ((pattern ^ REDZONE_64) & last_bytes[8 - n % 8]);
 	set_words(start + from + 8, end - 16 - from, words_of(REDZONE));
 }
 
