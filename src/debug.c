@@ -12,6 +12,9 @@
  * -> FREED when the slot is poisoned. The object then stays in the ring with its bits saying live;
  * leaving the ring sets the bit. A free while it is there is a DOUBLE_FREE with both callers,
  * whatever came in between.
+ *
+ * Most calls don't come here: debug_quick.c has the same in the same order of accesses, for slots of
+ * a class in pages of the CPU's own.
  */
 #include "debug.h"
 #include "debug_slot.h"
@@ -35,20 +38,10 @@ void kslab_debug_init(struct kslab_heap *heap)
 	heap->debug_free_word =
 		heap->debug_flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : words_of(KSLAB_DEBUG_FREE_BYTE);
 	heap->debug_new_word =
-		heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : words_of(KSLAB_DEBUG_NEW_BYTE);
+		heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : heap->debug_free_word;
 }
 
 /* ---- judge a slot by its contents ------------------------------------------------------------ */
-
-KSLAB_INLINE bool is_free_bit(const struct kslab_page *page, uint32_t index)
-{
-	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
-	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
-
-	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
-	free |= KSLAB_LOAD_RELAXED(&bits->avail);
-	return (free & kslab_bit(index)) != 0;
-}
 
 /*
  * A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES:
@@ -59,8 +52,8 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
 	size_t wrong = NONE, end = slot->room, at;
 
 	if (slot->cache == NULL && slot->trailer == NULL) {
-		*n = read_sound_tail(slot, cls);
-		if (KSLAB_LIKELY(*n != NONE))
+		if (KSLAB_LIKELY(read_sound_tail((uintptr_t)slot->start, slot->bytes, hash_of(slot),
+						 n, cls)))
 			return NONE;
 	}
 	*cls = KSLAB_CLASSES;
@@ -91,7 +84,7 @@ static size_t free_damage(const struct kslab_heap *heap, const struct slot *slot
 {
 	size_t from = slot->poisons ? 0 : slot->cache->size, at;
 
-	if (KSLAB_LIKELY(is_free_sound(heap, *slot)))
+	if (KSLAB_LIKELY(is_free_sound(heap, slot)))
 		return NONE;
 	at = find_other(slot->start + from, slot->room - from,
 			slot->poisons ? poison(heap) : REDZONE);
@@ -299,11 +292,6 @@ static void start_quarantine(struct kslab_heap *heap, unsigned flags)
 	kslab_heap_unlock(heap, &state);
 }
 
-KSLAB_INLINE void seal(struct trailer *trailer, uintptr_t state)
-{
-	KSLAB_STORE_RELEASE(&trailer->state, sum(trailer, state));
-}
-
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
 			 const struct kslab_cache *cache, unsigned flags)
 {
@@ -324,13 +312,6 @@ void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_
 		set_code(&slot, CODE_FREE);
 		close_slot(&slot);
 	}
-}
-
-static uintptr_t next_serial(struct kslab_heap *heap)
-{
-	uintptr_t serial = KSLAB_FETCH_ADD_RELAXED(&heap->debug_serial, (uintptr_t)1) + 1;
-
-	return serial != 0 ? serial : 1;
 }
 
 /* Verify a slot that is to be issued; its first n bytes become what a new object holds. */
@@ -386,38 +367,21 @@ static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot,
 		trailer->info = info_of(request->cache == NULL ? n : 0, cls) ^ hash_of(&slot);
 		seal(trailer, LIVE);
 	}
-	give_slot(&slot, n, fresh(heap, request->flags) == 0);
+	give_slot(&slot, n, is_zeroed(heap, request->flags));
 	if (KSLAB_UNLIKELY(wrong != NONE)) {
 		report.count = wrong;
 		kslab_report_fault(heap, &report);
 	}
 }
 
-/* A slot of a class. */
-KSLAB_INLINE void issue(struct kslab_heap *heap, struct slot slot,
-			const struct kslab_request *request, size_t n, unsigned cls)
+/* A slot of a class that is not what a free one should be. */
+KSLAB_COLD void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t start, size_t bytes,
+					  size_t n, unsigned kind, const void *caller)
 {
-	const uintptr_t old = heap->debug_free_word, new = fresh_word(heap, request->flags);
-	struct trailer *trailer = slot.trailer;
+	const struct kslab_request request = { NULL, 0, kind >> 8, caller };
 
-	open_slot(&slot);
-	if (KSLAB_UNLIKELY(trailer != NULL
-				   ? KSLAB_LOAD_ACQUIRE(&trailer->state) != sum(trailer, FREED)
-				   : *tail_of(&slot) != free_tail(&slot, old)) ||
-	    KSLAB_UNLIKELY(!replace_words(slot.start, body_of(&slot), old, new))) {
-		issue_slowly(heap, slot, request, n, cls);
-		return;
-	}
-	set_redzone(&slot, n, new);
-	if (trailer == NULL) {
-		set_tail(&slot, n, cls, new);
-	} else {
-		trailer->alloc_caller = request->caller;
-		trailer->serial = next_serial(heap);
-		trailer->info = info_of(n, cls) ^ hash_of(&slot);
-		seal(trailer, LIVE);
-	}
-	give_slot(&slot, n, new == 0);
+	issue_slowly(heap, slot_at(heap, start, bytes, NULL), &request, n, class_in(heap, n, kind));
+	return (void *)start;
 }
 
 void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab_request *request,
@@ -425,12 +389,15 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 {
 	size_t bytes = request->cache != NULL ? request->cache->slot_bytes
 					      : kslab_class_bytes(request->cls);
-	const struct slot slot = slot_at(heap, (uintptr_t)object, bytes, request->cache);
 
 	if (request->cache == NULL)
-		issue(heap, slot, request, n, kslab_heap_plain_class(heap, n, align));
+		kslab_debug_issue_class(heap, (uintptr_t)object, bytes, n,
+					kslab_heap_plain_class(heap, n, align) | request->flags
+											 << 8,
+					request->caller);
 	else
-		issue_slowly(heap, slot, request, n, 0);
+		issue_slowly(heap, slot_at(heap, (uintptr_t)object, bytes, request->cache), request,
+			     n, 0);
 }
 
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
@@ -526,30 +493,6 @@ void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page)
 	}
 }
 
-/* ---- frees that change no list --------------------------------------------------------------- */
-
-/* A page of this zone, of a size class, that its owner may be asked for. FULL ones are not. */
-KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_page *page)
-{
-	return KSLAB_LOAD_RELAXED(&page->owner) == ((uintptr_t)zone | KSLAB_TAG_DEBUG) &&
-	       (uintptr_t)page->sc - (uintptr_t)zone->sc < sizeof(zone->sc);
-}
-
-/*
- * The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence
- * (kslab_fence_free).
- */
-KSLAB_INLINE bool is_quiet_free(const struct kslab_page *page, uint32_t index)
-{
-	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
-	kslab_word freed = KSLAB_LOAD_RELAXED(&bits->freed);
-
-	return (page->state == KSLAB_PAGE_CURRENT || page->state == KSLAB_PAGE_PARTIAL) &&
-	       !((freed | KSLAB_LOAD_RELAXED(&bits->avail) | KSLAB_LOAD_RELAXED(&bits->remote)) &
-		 kslab_bit(index)) &&
-	       (freed | kslab_bit(index)) != ~(kslab_word)0;
-}
-
 /* ---- quarantine ------------------------------------------------------------------------------ */
 
 /* Put an object in (0: none), take out what is over the limit. Return: how many were taken out. */
@@ -595,7 +538,7 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 	struct kslab_page *page = kslab_page_map_find(&heap->map, object);
 	uint32_t index = kslab_page_index(page, object);
 	struct kslab_zone *zone;
-	bool done = false;
+	kslab_word *freed, word = 0;
 
 	if (index >= page->slots) /* fenced meanwhile */
 		return;
@@ -603,20 +546,19 @@ static void leave_quarantine(struct kslab_heap *heap, uintptr_t object, const vo
 	zone = kslab_heap_zone(heap);
 	if (KSLAB_LOAD_RELAXED(&zone->owner.key) != 0) {
 		kslab_zone_enter(zone);
-		done = is_plain(zone, page) && is_quiet_free(page, index);
-		if (done)
-			KSLAB_STORE_RELEASE(&page->bits[index / KSLAB_WORD_BITS].freed,
-					    page->bits[index / KSLAB_WORD_BITS].freed |
-						    kslab_bit(index));
+		if (is_plain(zone, page))
+			word = quiet_free(page, index, &freed);
+		if (word != 0)
+			KSLAB_STORE_RELEASE(freed, word);
 		kslab_zone_leave(zone);
 	}
 	KSLAB_PORT_UNPIN();
-	if (KSLAB_UNLIKELY(!done))
+	if (KSLAB_UNLIKELY(word == 0))
 		kslab_heap_set_free(heap, page, index, NULL, caller);
 }
 
-static void quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit,
-		       const void *caller)
+static void put(struct kslab_heap *heap, uintptr_t object, size_t bytes, size_t limit,
+		const void *caller)
 {
 	uintptr_t out[BATCH];
 	unsigned count;
@@ -632,10 +574,16 @@ static void quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes, 
 	} while (count == BATCH);
 }
 
+void kslab_debug_quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes,
+			    const void *caller)
+{
+	put(heap, object, bytes, heap->quarantine.max_bytes, caller);
+}
+
 void kslab_debug_flush(struct kslab_heap *heap)
 {
 	if (KSLAB_LOAD_RELAXED(&heap->quarantine.ring) != NULL)
-		quarantine(heap, 0, 0, 0, KSLAB_CALLER());
+		put(heap, 0, 0, 0, KSLAB_CALLER());
 }
 
 void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
@@ -646,8 +594,7 @@ void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t
 
 	if (slot.trailer != NULL) {
 		if (kslab_debug_retire(heap, page, index, &retiring)) {
-			quarantine(heap, (uintptr_t)slot.start, slot.bytes,
-				   heap->quarantine.max_bytes, caller);
+			kslab_debug_quarantine(heap, (uintptr_t)slot.start, slot.bytes, caller);
 			return;
 		}
 	} else if (kslab_heap_set_free(heap, page, index, &retiring, caller)) {
@@ -721,167 +668,6 @@ void kslab_debug_callers(const struct kslab_heap *heap, const struct kslab_page 
 	}
 }
 
-/* ---- the quick way --------------------------------------------------------------------------- */
-
-/*
- * Most calls: a size class, no cache, no alignment asked for, a word of the zone with free slots; a
- * free on the CPU that owns the page. The looks are those of the long way. Nothing is changed
- * before everything is known to be right; else the long way looks again, and reports.
- */
-
-/* A slot for n bytes, aligned as at level 0. Return: NULL: not the quick way. */
-KSLAB_INLINE void *pop(struct kslab_heap *heap, size_t n, size_t *bytes, const void *caller)
-{
-	size_t want = n +
-		      (heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN),
-	       mask = 0;
-	struct kslab_zone *zone;
-	struct kslab_sc *sc;
-	void *object = NULL;
-
-	if (kslab_is_power_of_two(n)) {
-		mask = n - 1;
-		want = (want + mask) & ~mask;
-	}
-	if ((want - 1) / 8 >= heap->debug_limit)
-		return NULL;
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
-	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
-		KSLAB_PORT_UNPIN();
-		return NULL;
-	}
-	kslab_zone_enter(zone);
-	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[(want - 1) / 8]);
-	*bytes = sc->size;
-	if (KSLAB_LIKELY((sc->size & mask) == 0)) {
-		object = kslab_sc_pop(sc);
-		if (object == NULL && sc->page != NULL &&
-		    kslab_fence_is_sound(heap, zone, sc->page))
-			object = kslab_sc_next_word(&zone->owner, sc);
-	}
-	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
-		kslab_zone_leave_reporting(heap, zone, caller);
-	} else {
-		kslab_zone_leave(zone);
-		KSLAB_PORT_UNPIN();
-	}
-	return object;
-}
-
-/* The class of level 0. */
-KSLAB_INLINE unsigned routed_class(const struct kslab_heap *heap, size_t n)
-{
-	return (unsigned)((heap->route[(n - (n != 0)) / 8] - offsetof(struct kslab_zone, sc)) /
-			  sizeof(struct kslab_sc));
-}
-
-void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller)
-{
-	struct kslab_request request = { NULL, 0, flags, caller };
-	unsigned char *object = NULL;
-	size_t bytes;
-
-	if (n < KSLAB_ROUTE_MAX_BYTES && !kslab_inject_is_on(heap))
-		object = pop(heap, n, &bytes, caller);
-	if (KSLAB_UNLIKELY(object == NULL))
-		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
-	if (heap->debug_level >= 2) {
-		const struct slot slot = { object,
-					   bytes,
-					   bytes - sizeof(struct trailer),
-					   NULL,
-					   (struct trailer *)(void *)(object + bytes -
-								      sizeof(struct trailer)),
-					   false,
-					   true };
-
-		issue(heap, slot, &request, n, routed_class(heap, n));
-	} else {
-		const struct slot slot = { object, bytes, bytes - 1, NULL, NULL, true, true };
-
-		issue(heap, slot, &request, n, routed_class(heap, n));
-	}
-	return object;
-}
-
-/* Level 1, in the entered zone of the page. Return: false: nothing was done. */
-KSLAB_INLINE bool free_in_zone(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
-{
-	uint32_t index = kslab_page_index(page, address);
-	const struct slot slot = {
-		(unsigned char *)address, page->sc->size, page->sc->size - 1, NULL, NULL, true, true
-	};
-	const uintptr_t pattern = heap->debug_free_word;
-	kslab_word *freed;
-	unsigned cls;
-
-	if (index >= page->slots || !is_quiet_free(page, index) ||
-	    read_sound_tail(&slot, &cls) == NONE)
-		return false;
-	open_slot(&slot);
-	set_code(&slot, CODE_FREE); /* before the poison, as in kslab_debug_retire */
-	KSLAB_BARRIER();
-	set_words(slot.start, body_of(&slot), pattern);
-	*tail_of(&slot) = free_tail(&slot, pattern);
-	close_slot(&slot);
-	freed = &page->bits[index / KSLAB_WORD_BITS].freed;
-	KSLAB_STORE_RELEASE(freed, *freed | kslab_bit(index));
-	return true;
-}
-
-/* Level 2: into the quarantine. Return: false: nothing was done. */
-KSLAB_INLINE bool free_to_quarantine(struct kslab_heap *heap, struct kslab_page *page,
-				     uintptr_t address, const void *caller)
-{
-	uint32_t index = kslab_page_index(page, address);
-	size_t bytes = page->sc->size, room = bytes - sizeof(struct trailer);
-	struct trailer *trailer = (struct trailer *)(address + room);
-	const struct slot slot = {
-		(unsigned char *)address, bytes, room, NULL, trailer, false, true
-	};
-	uintptr_t live;
-
-	if (index >= page->slots || is_free_bit(page, index))
-		return false;
-	live = sum(trailer, LIVE);
-	if (KSLAB_LOAD_ACQUIRE(&trailer->state) != live ||
-	    !is_redzone(&slot, (trailer->info ^ hash_of(&slot)) & 0xffff) ||
-	    !KSLAB_CAS_ACQ_REL(&trailer->state, &live, busy(trailer)))
-		return false;
-	trailer->free_caller = caller;
-	open_slot(&slot);
-	set_words(slot.start, room, heap->debug_free_word);
-	seal(trailer, FREED);
-	close_slot(&slot);
-	quarantine(heap, address, bytes, heap->quarantine.max_bytes, caller);
-	return true;
-}
-
-void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller)
-{
-	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)p);
-	struct kslab_zone *zone;
-	bool done = false;
-
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
-	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
-		KSLAB_PORT_UNPIN();
-	} else if (heap->debug_level == 1) {
-		kslab_zone_enter(zone);
-		done = is_plain(zone, page) && free_in_zone(heap, page, (uintptr_t)p);
-		kslab_zone_leave(zone);
-		KSLAB_PORT_UNPIN();
-	} else {
-		done = is_plain(zone, page);
-		KSLAB_PORT_UNPIN();
-		done = done && free_to_quarantine(heap, page, (uintptr_t)p, caller);
-	}
-	if (KSLAB_UNLIKELY(!done))
-		kslab_heap_free_slow(heap, p, NULL, caller);
-}
-
 /* ---- large blocks ---------------------------------------------------------------------------- */
 
 static void arm_large(const struct kslab_heap *heap, const struct kslab_page *page, size_t n)
@@ -893,11 +679,11 @@ void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, un
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)object);
 
-	if (!(flags & KSLAB_ZERO))
+	if (!(flags & KSLAB_ZERO) && (page->inverse == 0 || fresh(heap, flags) != poison(heap)))
 		fill(object, n, fresh(heap, flags));
 	arm_large(heap, page, n);
 	page->inverse = (uint32_t)next_serial(heap);
-	if (fresh(heap, flags) != 0)
+	if (!is_zeroed(heap, flags))
 		KSLAB_PORT_UNPOISON(object, n);
 	KSLAB_PORT_POISON((unsigned char *)object + n, kslab_large_bytes(heap, page) - n);
 }
@@ -963,7 +749,7 @@ void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page)
 	KSLAB_PORT_POISON((void *)page->data, kslab_large_bytes(heap, page));
 }
 
-void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page)
+bool kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page)
 {
 	size_t bytes = kslab_large_bytes(heap, page);
 	size_t wrong = find_other((const unsigned char *)page->data, bytes, poison(heap));
@@ -981,4 +767,5 @@ void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *
 	KSLAB_PORT_UNPOISON((void *)page->data, bytes);
 	if (KSLAB_UNLIKELY(wrong != NONE))
 		kslab_report_fault(heap, &report);
+	return wrong == NONE;
 }

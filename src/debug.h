@@ -18,8 +18,10 @@
  *
  *     | n bytes of the client | redzone, 8 or more | alloc caller | free caller | serial | n, class | state |
  *
- * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). Slots of a cache
- * with a constructor keep their contents, and their redzone also while they are free.
+ * A free slot is 0x6b up to code or trailer (zero with KSLAB_DEBUG_ZERO_ON_FREE). A new object holds
+ * what it held while it was free, so that an issue only has to read it; zero where the request or
+ * KSLAB_DEBUG_ZERO_ON_ALLOC says so. Slots of a cache with a constructor keep their contents, and
+ * their redzone also while they are free.
  */
 #ifndef KSLAB_DEBUG_H
 #define KSLAB_DEBUG_H
@@ -67,11 +69,21 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
  */
 bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			 size_t *n, const void *caller);
+/*
+ * The same for a slot of a class. kind: the class of level 0, the flags of the request from bit 8
+ * on. slowly: byte by byte; reports what it finds. Return: the object.
+ */
+void *kslab_debug_issue_class(struct kslab_heap *heap, uintptr_t start, size_t bytes, size_t n,
+			      unsigned kind, const void *caller);
+void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t start, size_t bytes, size_t n,
+			       unsigned kind, const void *caller);
 /* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
 			 size_t n, size_t align);
-/* kslab_heap_malloc at a debug level; flags as in kslab_alloc. The quick way if there is one. */
+/* kslab_heap_malloc at a debug level; flags: KSLAB_ZERO or none. The quick way if there is one. */
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
+void *kslab_debug_malloc_1(size_t n, struct kslab_heap *heap, const void *caller);
+void *kslab_debug_malloc_2(size_t n, struct kslab_heap *heap, const void *caller);
 /* n of a live slot changes in place; it was measured. */
 void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
 			size_t old, size_t n);
@@ -81,8 +93,11 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
  */
 void kslab_debug_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
 		      struct kslab_cache *cache, const void *caller);
-/* kslab_heap_free at a debug level: whatever p is. */
-void kslab_debug_free_any(void *p, struct kslab_heap *heap, const void *caller);
+/* kslab_heap_free at levels 1 and 2: whatever p is; page: what the map says of it. */
+void kslab_debug_free_1(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			const void *caller);
+void kslab_debug_free_2(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			const void *caller);
 /* A page is given back: report what was written to its slots. No zone entered, no lock held. */
 void kslab_debug_release(struct kslab_heap *heap, const struct kslab_page *page);
 
@@ -99,7 +114,10 @@ struct kslab_retiring {
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			struct kslab_retiring *retiring);
 
-/* Large blocks: the redzone reaches from n to the end of the block. */
+/*
+ * Large blocks: the redzone reaches from n to the end of the block. page->inverse is not 0 if all
+ * of it was verified to hold what a free one does.
+ */
 void kslab_debug_large_issue(struct kslab_heap *heap, void *object, size_t n, unsigned flags);
 /* Return: false: its redzone was overwritten: reported. */
 bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page *page,
@@ -111,11 +129,17 @@ size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct ksl
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
 			      size_t n);
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);
-/* A block that was retired goes back or is used again: report what was written to it. */
-void kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page);
+/*
+ * A block that was retired goes back or is used again: report what was written to it. Return:
+ * false: something was.
+ */
+bool kslab_debug_large_verify(struct kslab_heap *heap, const struct kslab_page *page);
 
 /* ---- quarantine (level 2) -------------------------------------------------------------------- */
 
+/* A slot that was retired waits in the ring; what is over its limits leaves it. */
+void kslab_debug_quarantine(struct kslab_heap *heap, uintptr_t object, size_t bytes,
+			    const void *caller);
 /* Everything leaves the ring. No zone entered, no lock held. */
 void kslab_debug_flush(struct kslab_heap *heap);
 /* Slots of word i whose bits say live, and which are in quarantine. */

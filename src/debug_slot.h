@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * debug_slot.h - owns the bytes of a slot at debug levels 1 and 2: what they are, how they are
  * looked at.
- * Rank: 5.  For debug.c alone. The layout is at the top of debug.h.
+ * Rank: 5.  For debug.c and debug_quick.c alone. The layout is at the top of debug.h.
  */
 #ifndef KSLAB_DEBUG_SLOT_H
 #define KSLAB_DEBUG_SLOT_H
@@ -24,7 +24,8 @@
  */
 #define CODE_LONG 8u /* more; or any object of a cache */
 #define CODE_FREE 9u
-#define CODES 126u
+#define CODES 126u /* values of its byte */
+#define STEPS 128u /* numbers it is mixed with */
 #define TAIL_LONG 8u /* bytes of the long form: info, three of redzone, code */
 
 struct trailer {
@@ -43,6 +44,9 @@ struct trailer {
 #define FREED ((uintptr_t)0x46524545u)
 
 _Static_assert(sizeof(struct trailer) == 5 * sizeof(uintptr_t), "a trailer is five words");
+
+/* For a class of level 0: what n is routed to. */
+#define ROUTED KSLAB_CLASSES
 
 /* What is known of a slot without looking into it. */
 struct slot {
@@ -76,6 +80,22 @@ KSLAB_INLINE unsigned char fresh(const struct kslab_heap *heap, unsigned flags)
 	return (unsigned char)fresh_word(heap, flags);
 }
 
+/* What the pattern is, counts as set: somebody asked for it. */
+KSLAB_INLINE bool is_zeroed(const struct kslab_heap *heap, unsigned flags)
+{
+	return (flags & KSLAB_ZERO) || (heap->debug_flags & KSLAB_DEBUG_ZERO_ON_ALLOC);
+}
+
+/* Whatever the client stored there. */
+typedef uintptr_t __attribute__((may_alias)) slot_word;
+typedef uint64_t __attribute__((may_alias)) slot_tail;
+
+/* A compare and a branch that is never taken each: less than to gather what differs. */
+KSLAB_INLINE bool are_4(const slot_word *w, uintptr_t pattern)
+{
+	return w[0] == pattern && w[1] == pattern && w[2] == pattern && w[3] == pattern;
+}
+
 /* Offset of the first of `bytes` bytes at p that is not `byte`, or NONE. */
 static inline size_t find_other(const unsigned char *p, size_t bytes, unsigned char byte)
 {
@@ -85,11 +105,10 @@ static inline size_t find_other(const unsigned char *p, size_t bytes, unsigned c
 	for (; i < bytes && ((uintptr_t)(p + i) & (sizeof(uintptr_t) - 1)) != 0; i++)
 		if (p[i] != byte)
 			return i;
-	for (; i + 4 * sizeof(uintptr_t) <= bytes; i += 4 * sizeof(uintptr_t)) {
-		const uintptr_t *w = (const uintptr_t *)(const void *)(p + i);
+	for (; i + 8 * sizeof(uintptr_t) <= bytes; i += 8 * sizeof(uintptr_t)) {
+		const slot_word *w = (const slot_word *)(const void *)(p + i);
 
-		if (((w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern)) !=
-		    0)
+		if (!are_4(w, pattern) || !are_4(w + 4, pattern))
 			break;
 	}
 	for (; i < bytes; i++)
@@ -209,13 +228,35 @@ static inline void close_slot(const struct slot *slot)
 	KSLAB_PORT_POISON(slot->start + from, slot->bytes - from);
 }
 
+/* The same for slots of a class. */
+KSLAB_INLINE void open_bytes(uintptr_t start, size_t bytes)
+{
+	KSLAB_PORT_UNPOISON((void *)start, bytes);
+}
+
+KSLAB_INLINE void give_bytes(uintptr_t start, size_t bytes, size_t n, bool is_set)
+{
+	KSLAB_PORT_POISON((void *)(start + n), bytes - n);
+	if (!is_set)
+		KSLAB_PORT_UNPOISON((void *)start, n);
+}
+
+KSLAB_INLINE void close_bytes(uintptr_t start, size_t bytes)
+{
+	KSLAB_PORT_POISON((void *)start, bytes);
+}
+
+/* One product, as most calls wait for it. Its upper bits are the better ones. */
+KSLAB_INLINE uint32_t hash_at(uintptr_t start)
+{
+	if (sizeof(start) == sizeof(uint64_t))
+		return (uint32_t)(start * (uint64_t)0x9e3779b97f4a7c15u >> 32);
+	return (uint32_t)start * 0x9e3779b1u;
+}
+
 KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 {
-	uint64_t address = (uintptr_t)slot->start;
-	uint32_t x = (uint32_t)(address >> 3) ^ (uint32_t)(address >> 32);
-
-	x *= 0x9e3779b1u;
-	return x ^ x >> 15;
+	return hash_at((uintptr_t)slot->start);
 }
 
 /* ---- tail of level 1 ------------------------------------------------------------------------- */
@@ -223,9 +264,16 @@ KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 /* n and the class of level 0; the top byte tells if one of the others was changed. */
 KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
 {
-	uint32_t info = (uint32_t)n | (uint32_t)cls << 16;
+	return (uint32_t)n | (uint32_t)cls << 16 | ((uint32_t)(n ^ n >> 8) ^ cls ^ 0x5c) << 24;
+}
 
-	return info | ((info ^ info >> 8 ^ info >> 16 ^ 0x5c) & 0xff) << 24;
+/* The class that is in kind; n != 0. */
+KSLAB_INLINE unsigned class_in(const struct kslab_heap *heap, size_t n, unsigned kind)
+{
+	if ((kind & 0xff) != ROUTED)
+		return kind & 0xff;
+	return (unsigned)((heap->route[(n - 1) / 8] - offsetof(struct kslab_zone, sc)) /
+			  sizeof(struct kslab_sc));
 }
 
 KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
@@ -234,33 +282,48 @@ KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 	       (info & 0xffff) + slack <= slot->room && (info >> 16 & 0xff) < KSLAB_CLASSES;
 }
 
-KSLAB_INLINE unsigned step_of(const struct slot *slot)
+KSLAB_INLINE unsigned step_of(uint32_t hash)
 {
-	return ((hash_of(slot) & 0xffff) * CODES) >> 16;
+	return hash / (UINT32_MAX / STEPS + 1);
 }
 
 /*
  * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the
- * whole slack with one value, whatever it is, changes the one or the other.
+ * whole slack with one value, whatever it is, changes the one or the other. One table has them in
+ * turn, and the first ones again; the other one says where a byte is in it.
  */
-KSLAB_INLINE unsigned char code_byte(const struct slot *slot, unsigned code)
-{
-	unsigned value = code + step_of(slot);
+#define TIMES_4(what, i) what(i), what((i) + 1), what((i) + 2), what((i) + 3)
+#define TIMES_16(what, i)                                                                          \
+	TIMES_4(what, i), TIMES_4(what, (i) + 4), TIMES_4(what, (i) + 8), TIMES_4(what, (i) + 12)
+#define TIMES_128(what, i)                                                                         \
+	TIMES_16(what, i), TIMES_16(what, (i) + 16), TIMES_16(what, (i) + 32),                     \
+		TIMES_16(what, (i) + 48), TIMES_16(what, (i) + 64), TIMES_16(what, (i) + 80),      \
+		TIMES_16(what, (i) + 96), TIMES_16(what, (i) + 112)
+#define NO_CODE 0xff
+#define CODE_BYTE(i) (unsigned char)(0x80 + (i) % CODES + (0x80 + (i) % CODES >= REDZONE))
+#define CODE_PLACE(byte)                                                                           \
+	(unsigned char)((byte) < 0x80 || (byte) == 0xff || (byte) == REDZONE                       \
+				? NO_CODE                                                          \
+				: ((byte)&0x7f) - ((byte) > REDZONE))
+static const unsigned char code_bytes[] = { TIMES_128(CODE_BYTE, 0), TIMES_16(CODE_BYTE, 128) };
+static const unsigned char code_places[] = { TIMES_128(CODE_PLACE, 0), TIMES_128(CODE_PLACE, 128) };
 
-	/* No branches: they would be taken by chance. */
-	value -= CODES & (0u - (value >= CODES));
-	value += 0x80;
-	return (unsigned char)(value + (value >= REDZONE));
+KSLAB_INLINE unsigned char code_byte(uint32_t hash, unsigned code)
+{
+	return code_bytes[step_of(hash) + code];
+}
+
+/* A number above all codes if there is none. */
+KSLAB_INLINE unsigned code_in(uint32_t hash, unsigned char byte)
+{
+	unsigned place = code_places[byte], step = step_of(hash);
+
+	return place - step + (CODES & (0u - (place < step)));
 }
 
 KSLAB_INLINE unsigned code_of(const struct slot *slot)
 {
-	unsigned byte = slot->start[slot->bytes - 1],
-		 code = byte - 0x80 - (byte > REDZONE) - step_of(slot);
-
-	if (byte < 0x80 || byte == 0xff || byte == REDZONE)
-		return 0;
-	return code + (CODES & (0u - (code > byte)));
+	return code_in(hash_of(slot), slot->start[slot->bytes - 1]);
 }
 
 static inline uint32_t *long_info(const struct slot *slot)
@@ -271,7 +334,7 @@ static inline uint32_t *long_info(const struct slot *slot)
 KSLAB_INLINE void set_code(const struct slot *slot, unsigned code)
 {
 	if (slot->has_code)
-		slot->start[slot->bytes - 1] = code_byte(slot, code);
+		slot->start[slot->bytes - 1] = code_byte(hash_of(slot), code);
 }
 
 /* Everything behind the n bytes of the client. */
@@ -310,24 +373,55 @@ static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls
 
 /* ---- trailer of level 2 ---------------------------------------------------------------------- */
 
-/* Odd factors: whatever one field changes to, the sum changes. No product waits for another. */
-KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
-{
-	uintptr_t x = ((uintptr_t)trailer ^ state) * 0x9e3779b1u;
+/*
+ * Odd factors: whatever one field changes to, the sum changes. No product waits for another, and
+ * what a field adds can be replaced without the others.
+ */
+#define ALLOC_CALLER_FACTOR ((uintptr_t)0x85ebca6bu)
+#define FREE_CALLER_FACTOR ((uintptr_t)0xc2b2ae35u)
+#define SERIAL_FACTOR ((uintptr_t)0x27d4eb2fu)
+#define INFO_FACTOR ((uintptr_t)0x165667b1u)
 
-	x += (uintptr_t)trailer->alloc_caller * 0x85ebca6bu +
-	     (uintptr_t)trailer->free_caller * 0xc2b2ae35u;
-	x += trailer->serial * 0x27d4eb2fu + trailer->info * (uintptr_t)0x165667b1u;
+KSLAB_INLINE uintptr_t sum_of_fields(const struct trailer *trailer)
+{
+	uintptr_t x = (uintptr_t)trailer * 0x9e3779b1u;
+
+	x += (uintptr_t)trailer->alloc_caller * ALLOC_CALLER_FACTOR +
+	     (uintptr_t)trailer->free_caller * FREE_CALLER_FACTOR;
+	x += trailer->serial * SERIAL_FACTOR + trailer->info * INFO_FACTOR;
 #if UINTPTR_MAX > 0xffffffffu
 	x += (uintptr_t)trailer->pad << 32;
 #endif
-	return x ^ x >> 15;
+	return x;
+}
+
+KSLAB_INLINE uintptr_t sum_with(uintptr_t fields, uintptr_t state)
+{
+	fields += state;
+	return fields ^ fields >> 15;
+}
+
+KSLAB_INLINE uintptr_t sum(const struct trailer *trailer, uintptr_t state)
+{
+	return sum_with(sum_of_fields(trailer), state);
 }
 
 /* While the fields change hands: depends on nothing but the place. */
 static inline uintptr_t busy(const struct trailer *trailer)
 {
 	return (uintptr_t)trailer * 0x9e3779b1u ^ BUSY;
+}
+
+KSLAB_INLINE void seal(struct trailer *trailer, uintptr_t state)
+{
+	KSLAB_STORE_RELEASE(&trailer->state, sum(trailer, state));
+}
+
+KSLAB_INLINE uintptr_t next_serial(struct kslab_heap *heap)
+{
+	uintptr_t serial = KSLAB_FETCH_ADD_RELAXED(&heap->debug_serial, (uintptr_t)1) + 1;
+
+	return serial != 0 ? serial : 1;
 }
 
 static inline bool is_freed(const struct trailer *trailer)
@@ -366,27 +460,35 @@ static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *
 /* ---- contents in words ----------------------------------------------------------------------- */
 
 /*
- * The same looks and the same bytes as above, for sound slots of a class: they are multiples of 8
- * bytes. The last 8 bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at
- * byte i of it in memory.
+ * The same looks and the same bytes as above, for sound slots of a class: multiples of 8 bytes.
+ * Where a length decides, there is one branch for each power of two, and none for each word: a
+ * branch that goes by chance costs more than eight words, so words in the middle are rather looked
+ * at, or written, twice.
+ *
+ * The last 8 bytes of a slot at level 1 are handled as one number; BYTE(i) is what lies at byte i
+ * of it in memory.
  */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (i))
-#define BYTES_FROM(type, i) ((type)(~(type)0 << 8 * (i)))
+#define BYTE_OF(i, tail) ((tail) >> 8 * (i)&0xff)
+#define BYTES_FROM(i) (~(uint64_t)0 << 8 * (i))
 #define INFO(tail) ((uint32_t)(tail))
 #define FROM_INFO(info) ((uint64_t)(info))
 #else
 #define BYTE(i, value) ((uint64_t)(value) << 8 * (7 - (i)))
-#define BYTES_FROM(type, i) ((type)(~(type)0 >> 8 * (i)))
+#define BYTE_OF(i, tail) ((tail) >> 8 * (7 - (i)) & 0xff)
+#define BYTES_FROM(i) (~(uint64_t)0 >> 8 * (i))
 #define INFO(tail) ((uint32_t)((tail) >> 32))
 #define FROM_INFO(info) ((uint64_t)(info) << 32)
 #endif
 #define REDZONE_64 (~(uint64_t)0 / 255 * REDZONE)
-#define CODE_MASK BYTE(7, 0xff)
 
-KSLAB_INLINE uint64_t *tail_of(const struct slot *slot)
+/* Longer pieces are left to memset. */
+#define WORDS_BYTES_MAX 512u
+
+KSLAB_INLINE slot_tail *tail_at(uintptr_t address)
 {
-	return (uint64_t *)(void *)(slot->start + slot->bytes - TAIL_LONG);
+	return (slot_tail *)address;
 }
 
 /* The same byte in all of them. */
@@ -395,188 +497,242 @@ KSLAB_INLINE uint64_t wide(uintptr_t pattern)
 	return sizeof(pattern) == 8 ? pattern : (uint64_t)pattern << 32 | pattern;
 }
 
-/* The tail of a free slot. */
-KSLAB_INLINE uint64_t free_tail(const struct slot *slot, uintptr_t poison)
+KSLAB_INLINE bool are_words(uintptr_t start, size_t bytes, uintptr_t pattern)
 {
-	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(slot, CODE_FREE));
-}
+	const slot_word *w = (const slot_word *)start;
+	size_t n = bytes / sizeof(*w);
+	const slot_word *end = w + n;
 
-/* Bytes before the tail or the trailer: whole words. */
-KSLAB_INLINE size_t body_of(const struct slot *slot)
-{
-	return slot->trailer != NULL ? slot->room : slot->bytes - TAIL_LONG;
-}
-
-/* Four words at a time; the last four overlap, so that no length takes a branch of its own. */
-KSLAB_INLINE bool are_words(const unsigned char *p, size_t bytes, uintptr_t pattern)
-{
-	const uintptr_t *w = (const uintptr_t *)(const void *)p, *end = w + bytes / sizeof(*w);
-	uintptr_t other = 0;
-
-	if (bytes < 4 * sizeof(*w)) {
-		for (; w < end; w++)
-			other |= *w ^ pattern;
-		return other == 0;
-	}
-	end -= 4;
-	other = (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
-	for (w += 4; w < end; w += 4)
-		other |= (w[0] ^ pattern) | (w[1] ^ pattern) | (w[2] ^ pattern) | (w[3] ^ pattern);
-	return (other | (end[0] ^ pattern) | (end[1] ^ pattern) | (end[2] ^ pattern) |
-		(end[3] ^ pattern)) == 0;
-}
-
-KSLAB_INLINE void set_words(unsigned char *p, size_t bytes, uintptr_t pattern)
-{
-	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
-
-	if (bytes < 4 * sizeof(*w)) {
-		for (; w < end; w++) {
-			*w = pattern;
-			KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
-		}
-		return;
-	}
-	if (KSLAB_UNLIKELY(bytes > 512)) {
-		memset(p, (int)(pattern & 0xff), bytes);
-		return;
-	}
-	end -= 4;
-	w[0] = w[1] = w[2] = w[3] = pattern;
-	for (w += 4; w < end; w += 4) {
-		w[0] = w[1] = w[2] = w[3] = pattern;
-		KSLAB_BARRIER();
-	}
-	end[0] = end[1] = end[2] = end[3] = pattern;
-}
-
-/* The redzone between n and the end of the body. */
-KSLAB_INLINE bool is_redzone(const struct slot *slot, size_t n)
-{
-	size_t end = body_of(slot);
-	const uintptr_t *w =
-		(const uintptr_t *)(const void *)(slot->start + (n & ~(sizeof(*w) - 1)));
-	uintptr_t other;
-
-	if (n >= end)
-		return true;
-	other = (*w ^ words_of(REDZONE)) & BYTES_FROM(uintptr_t, n % sizeof(*w));
-	for (w++; w < (const uintptr_t *)(const void *)(slot->start + end); w++)
-		other |= *w ^ words_of(REDZONE);
-	return other == 0;
-}
-
-/*
- * are_words and set_words in one. Return: false: not all of them were `from`; none is changed. The
- * last four are left for the end, as they may be among the others.
- */
-KSLAB_INLINE bool replace_words(unsigned char *p, size_t bytes, uintptr_t from, uintptr_t to)
-{
-	uintptr_t *w = (uintptr_t *)(void *)p, *end = w + bytes / sizeof(*w);
-
-	if (bytes < 4 * sizeof(*w) || bytes > 512) {
-		if (!are_words(p, bytes, from))
-			return false;
-		set_words(p, bytes, to);
-		return true;
-	}
-	end -= 4;
-	if (((end[0] ^ from) | (end[1] ^ from) | (end[2] ^ from) | (end[3] ^ from) | (w[0] ^ from) |
-	     (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)
+	if (n <= 4) /* each of them, if there are four, or fewer */
+		return n == 0 || (w[0] == pattern && end[-1] == pattern && w[n / 2] == pattern &&
+				  w[(n - 1) / 2] == pattern);
+	if (!are_4(w, pattern) || !are_4(end - 4, pattern))
 		return false;
-	w[0] = w[1] = w[2] = w[3] = to;
-	for (w += 4; w < end; w += 4) {
-		if (KSLAB_UNLIKELY(
-			    ((w[0] ^ from) | (w[1] ^ from) | (w[2] ^ from) | (w[3] ^ from)) != 0)) {
-			set_words(p, (size_t)((unsigned char *)w - p), from);
+	if (n <= 8)
+		return true;
+	if (!are_4(w + 4, pattern) || !are_4(end - 8, pattern))
+		return false;
+	for (w += 8; w + 8 < end; w += 8)
+		if (!are_4(w, pattern) || !are_4(w + 4, pattern))
 			return false;
-		}
-		w[0] = w[1] = w[2] = w[3] = to;
-		KSLAB_BARRIER();
-	}
-	end[0] = end[1] = end[2] = end[3] = to;
 	return true;
 }
 
-/* The body holds the client's pattern; from n on it becomes redzone. */
-KSLAB_INLINE void set_redzone(const struct slot *slot, size_t n, uintptr_t pattern)
+KSLAB_INLINE void set_4(slot_word *w, uintptr_t pattern)
 {
-	uintptr_t *w = (uintptr_t *)(void *)(slot->start + (n & ~(sizeof(*w) - 1)));
-	uintptr_t *end = (uintptr_t *)(void *)(slot->start + body_of(slot)), mask;
+	w[0] = w[1] = w[2] = w[3] = pattern;
+}
 
-	if (w >= end)
+KSLAB_INLINE void set_words(uintptr_t start, size_t bytes, uintptr_t pattern)
+{
+	slot_word *w = (slot_word *)start;
+	size_t n = bytes / sizeof(*w);
+	slot_word *end = w + n;
+
+	if (n <= 4) {
+		if (n != 0)
+			w[0] = end[-1] = w[n / 2] = w[(n - 1) / 2] = pattern;
 		return;
-	mask = BYTES_FROM(uintptr_t, n % sizeof(*w));
-	*w = (pattern & ~mask) | (words_of(REDZONE) & mask);
-	for (w++; w < end; w++) {
-		*w = words_of(REDZONE);
-		KSLAB_BARRIER();
+	}
+	set_4(w, pattern);
+	set_4(end - 4, pattern);
+	if (n <= 8)
+		return;
+	set_4(w + 4, pattern);
+	set_4(end - 8, pattern);
+	for (w += 8; w + 8 < end; w += 8) {
+		set_4(w, pattern);
+		set_4(w + 4, pattern);
+		KSLAB_BARRIER(); /* or the compiler makes it a call of memset */
 	}
 }
 
-KSLAB_INLINE void set_tail(const struct slot *slot, size_t n, unsigned cls, uintptr_t pattern)
+/* ---- redzone in words ------------------------------------------------------------------------ */
+
+/* Of 8 bytes the last so many. No shift by a variable: on 32-bit machines it may be a call. */
+static const uint64_t last_bytes[] = { 0,
+				       BYTES_FROM(7),
+				       BYTES_FROM(6),
+				       BYTES_FROM(5),
+				       BYTES_FROM(4),
+				       BYTES_FROM(3),
+				       BYTES_FROM(2),
+				       BYTES_FROM(1),
+				       BYTES_FROM(0) };
+
+/*
+ * From n up to 8 before the end, where there are more than 8 bytes of slack: in most classes that
+ * is a part of one word. Further words only for powers of two, and in large classes.
+ */
+KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
 {
-	size_t slack = slot->bytes - n;
-	uint64_t tail = REDZONE_64;
+	size_t edge = end - 8 - n, from = n & ~(size_t)7;
 
-	if (slack >= TAIL_LONG) {
-		tail &= ~FROM_INFO(UINT32_MAX);
-		tail |= FROM_INFO(info_of(n, cls) ^ hash_of(slot));
-		slack = CODE_LONG;
-	} else {
-		uint64_t mask = BYTES_FROM(uint64_t, TAIL_LONG - slack);
-
-		tail = (wide(pattern) & ~mask) | (tail & mask);
-	}
-	*tail_of(slot) = (tail & ~CODE_MASK) | BYTE(7, code_byte(slot, (unsigned)slack));
+	if (edge <= 8)
+		return ((*tail_at(start + end - 16) ^ REDZONE_64) & last_bytes[edge]) == 0;
+	return ((*tail_at(start + from) ^ REDZONE_64) & last_bytes[8 - n % 8]) == 0 &&
+	       are_words(start + from + 8, end - 16 - from, words_of(REDZONE));
 }
+
+/* Where all of it holds the client's pattern. */
+KSLAB_INLINE void set_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
+{
+	size_t edge = end - 8 - n, from = n & ~(size_t)7;
+
+	if (edge <= 8) {
+		*tail_at(start + end - 16) = pattern ^ ((pattern ^ REDZONE_64) & last_bytes[edge]);
+		return;
+	}
+	*tail_at(start + from) = pattern ^ ((pattern ^ REDZONE_64) & last_bytes[8 - n % 8]);
+	set_words(start + from + 8, end - 16 - from, words_of(REDZONE));
+}
+
+/*
+ * Before a trailer all of it is redzone, and there are 8 bytes at least. On 32-bit machines the
+ * trailer does not begin at a multiple of 8.
+ */
+KSLAB_INLINE bool is_whole_redzone(uintptr_t start, size_t n, size_t end)
+{
+	if (sizeof(struct trailer) % 8 != 0)
+		return find_other((const unsigned char *)start + n, end - n, REDZONE) == NONE;
+	return *tail_at(start + end - 8) == REDZONE_64 &&
+	       (end - n == 8 || is_redzone(start, n, end));
+}
+
+KSLAB_INLINE void set_whole_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
+{
+	if (sizeof(struct trailer) % 8 != 0) {
+		fill((unsigned char *)start + n, end - n, REDZONE);
+		return;
+	}
+	*tail_at(start + end - 8) = REDZONE_64;
+	if (end - n != 8)
+		set_redzone(start, n, end, pattern);
+}
+
+/* ---- the tail as one number ------------------------------------------------------------------ */
+
+#define CODE_MASK BYTE(7, 0xff)
+#define INFO_MASK FROM_INFO(UINT32_MAX)
+#define LONG_REDZONE (REDZONE_64 & ~INFO_MASK & ~CODE_MASK)
+
+KSLAB_INLINE uint64_t free_tail(uint32_t hash, uintptr_t poison)
+{
+	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(hash, CODE_FREE));
+}
+
+/* Everything behind the n bytes of the client, in a slot that holds the client's pattern. */
+KSLAB_INLINE void set_slack(uintptr_t start, size_t bytes, size_t n, unsigned cls, uint32_t hash,
+			    uint64_t pattern)
+{
+	const size_t slack = bytes - n;
+	slot_tail *tail = tail_at(start + bytes - TAIL_LONG);
+
+	if (slack < TAIL_LONG) {
+		*tail = ((pattern ^ ((pattern ^ REDZONE_64) & last_bytes[slack])) & ~CODE_MASK) |
+			BYTE(7, code_byte(hash, (unsigned)slack));
+		return;
+	}
+	*tail = LONG_REDZONE | FROM_INFO(info_of(n, cls) ^ hash) |
+		BYTE(7, code_byte(hash, CODE_LONG));
+	if (slack > TAIL_LONG)
+		set_redzone(start, n, bytes, pattern);
+}
+
+/* A live slot of a class without a trailer. Return: false: look closer. *cls as in live_damage. */
+KSLAB_INLINE bool read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, size_t *n,
+				  unsigned *cls)
+{
+	const uint64_t tail = *tail_at(start + bytes - TAIL_LONG);
+	const unsigned char byte = (unsigned char)BYTE_OF(7, tail);
+	uint32_t info = INFO(tail) ^ hash;
+	unsigned code;
+
+	if (byte == code_byte(hash, CODE_LONG)) {
+		*n = info & 0xffff;
+		*cls = info >> 16 & 0xff;
+		return ((tail ^ LONG_REDZONE) & ~INFO_MASK & ~CODE_MASK) == 0 &&
+		       info == info_of(*n, *cls) && *cls < KSLAB_CLASSES &&
+		       *n <= bytes - TAIL_LONG &&
+		       (*n == bytes - TAIL_LONG || is_redzone(start, *n, bytes));
+	}
+	code = code_in(hash, byte);
+	*n = bytes - code;
+	*cls = KSLAB_CLASSES;
+	return code - SLACK_MIN < CODE_LONG - SLACK_MIN &&
+	       ((tail ^ REDZONE_64) & last_bytes[code] & ~CODE_MASK) == 0;
+}
+
+/* ---- whole slots ----------------------------------------------------------------------------- */
 
 /* A free slot of a class; false: look closer. */
-KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, struct slot slot)
+KSLAB_INLINE bool is_free_sound(const struct kslab_heap *heap, const struct slot *slot)
 {
-	const uintptr_t pattern = heap->debug_free_word;
+	const uintptr_t pattern = heap->debug_free_word, start = (uintptr_t)slot->start;
 
-	return slot.cache == NULL &&
-	       (slot.trailer != NULL
-			? KSLAB_LOAD_ACQUIRE(&slot.trailer->state) == sum(slot.trailer, FREED)
-			: *tail_of(&slot) == free_tail(&slot, pattern)) &&
-	       are_words(slot.start, body_of(&slot), pattern);
+	if (slot->cache != NULL)
+		return false;
+	if (slot->trailer != NULL)
+		return KSLAB_LOAD_ACQUIRE(&slot->trailer->state) == sum(slot->trailer, FREED) &&
+		       are_words(start, slot->room, pattern);
+	return *tail_at(start + slot->bytes - TAIL_LONG) == free_tail(hash_at(start), pattern) &&
+	       are_words(start, slot->bytes - TAIL_LONG, pattern);
 }
 
-/* A live slot without a trailer. Return: n, or NONE: look closer. *cls as in live_damage. */
-KSLAB_INLINE size_t read_sound_tail(const struct slot *slot, unsigned *cls)
-{
-	uint64_t tail = *tail_of(slot), redzone = (tail ^ REDZONE_64) & ~CODE_MASK;
-	unsigned code = code_of(slot);
-	uint32_t info;
-
-	*cls = KSLAB_CLASSES;
-	if (code != CODE_LONG) {
-		if (code < SLACK_MIN || code > CODE_LONG ||
-		    (redzone & BYTES_FROM(uint64_t, TAIL_LONG - code)) != 0)
-			return NONE;
-		return slot->bytes - code;
-	}
-	info = INFO(tail) ^ hash_of(slot);
-	*cls = info >> 16 & 0xff;
-	if (!is_info(info, slot, TAIL_LONG - 1) || (redzone & ~FROM_INFO(UINT32_MAX)) != 0 ||
-	    !is_redzone(slot, info & 0xffff))
-		return NONE;
-	return info & 0xffff;
-}
-
-/* The same at any level; false: look closer. */
+/* A live one. */
 KSLAB_INLINE bool is_live_sound(const struct slot *slot)
 {
+	const uintptr_t start = (uintptr_t)slot->start;
 	const struct trailer *trailer = slot->trailer;
 	unsigned cls;
+	size_t n;
 
 	if (slot->cache != NULL)
 		return false;
 	if (trailer == NULL)
-		return read_sound_tail(slot, &cls) != NONE;
+		return read_sound_tail(start, slot->bytes, hash_at(start), &n, &cls);
 	return KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE) &&
-	       is_redzone(slot, (trailer->info ^ hash_of(slot)) & 0xffff);
+	       is_whole_redzone(start, (trailer->info ^ hash_at(start)) & 0xffff, slot->room);
+}
+
+/* ---- bits of a slot --------------------------------------------------------------------------- */
+
+KSLAB_INLINE bool is_free_bit(const struct kslab_page *page, uint32_t index)
+{
+	const struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];
+	kslab_word free = KSLAB_LOAD_ACQUIRE(&bits->remote);
+
+	free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
+	free |= KSLAB_LOAD_RELAXED(&bits->avail);
+	return (free & kslab_bit(index)) != 0;
+}
+
+/* A page of this zone, of a size class, that its owner may be asked for. FULL ones are not. */
+KSLAB_INLINE bool is_plain(const struct kslab_zone *zone, const struct kslab_page *page)
+{
+	return KSLAB_LOAD_RELAXED(&page->owner) == ((uintptr_t)zone | KSLAB_TAG_DEBUG) &&
+	       (uintptr_t)page->sc - (uintptr_t)zone->sc < sizeof(zone->sc);
+}
+
+/*
+ * The slot is live, and its free needs neither lists (kslab_sc_free_local) nor the fence
+ * (kslab_fence_free). In the entered zone of the page. Return: what has to be stored to *freed, as
+ * nobody else does that meanwhile; 0: not so.
+ */
+KSLAB_INLINE kslab_word quiet_free(struct kslab_page *page, uint32_t index, kslab_word **freed)
+{
+	kslab_word *bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
+	kslab_word word = KSLAB_LOAD_RELAXED(&bits[1]),
+		   taken = KSLAB_LOAD_RELAXED(&bits[2]) | KSLAB_LOAD_RELAXED(&bits[0]) | word;
+
+	*freed = &bits[1];
+	if (KSLAB_UNLIKELY(
+		    (page->state != KSLAB_PAGE_CURRENT && page->state != KSLAB_PAGE_PARTIAL) ||
+		    ((taken >> (index % KSLAB_WORD_BITS)) & 1)))
+		return 0;
+	KSLAB_HIDE(index);
+	word |= kslab_bit(index);
+	return KSLAB_LIKELY(word != ~(kslab_word)0) ? word : 0;
 }
 
 #endif

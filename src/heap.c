@@ -920,13 +920,11 @@ KSLAB_INLINE void *malloc_middle(size_t n, struct kslab_heap *heap, const void *
 	return object;
 }
 
-/* What the table of routes does not reach: longer objects, large blocks; or it is closed. */
-static KSLAB_SLOW void *malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+/* Longer objects than the table of routes reaches; or it is closed. */
+static KSLAB_SLOW void *malloc_long(size_t n, struct kslab_heap *heap, const void *caller)
 {
 	unsigned cls;
 
-	if (heap->debug_level != 0)
-		return kslab_debug_malloc(n, heap, 0, caller);
 	if (heap->route_limit != 0 && n <= KSLAB_CLASS_MAX_BYTES) {
 		cls = heap->use_class[kslab_class_of(n)];
 		if (cls != KSLAB_CLASSES)
@@ -937,17 +935,25 @@ static KSLAB_SLOW void *malloc_unrouted(size_t n, struct kslab_heap *heap, const
 	return malloc_slower(n, heap, caller);
 }
 
+/* No route: a large request, size 0, debugging, injection. Saves no registers before it knows. */
+KSLAB_SLOW void *kslab_heap_malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	KSLAB_TAKE_CALLER(caller);
+	if (heap->debug_level == 1)
+		return kslab_debug_malloc_1(n, heap, caller);
+	if (heap->debug_level != 0)
+		return kslab_debug_malloc_2(n, heap, caller);
+	/* The limit is 0 where every call has to go the long way. */
+	if (n > KSLAB_CLASS_MAX_BYTES && KSLAB_LIKELY(heap->route_limit != 0))
+		return kslab_large_malloc(n, heap, caller);
+	return malloc_long(n, heap, caller);
+}
+
+/* There was a route when the fast path looked, and an index stays one. */
 KSLAB_SLOW void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller)
 {
-	size_t index = (n - 1) / 8, limit = heap->route_limit;
-
 	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_LIKELY(index < limit))
-		return malloc_middle(n, heap, caller, heap->route[index]);
-	/* The limit is 0 where every call has to go the long way. */
-	if (n > KSLAB_CLASS_MAX_BYTES && KSLAB_LIKELY(limit != 0))
-		return kslab_large_malloc(n, heap, caller);
-	return malloc_unrouted(n, heap, caller);
+	return malloc_middle(n, heap, caller, heap->route[(n - 1) / 8]);
 }
 
 /* Clear without the cost of a call or a string instruction where the piece is small. */
@@ -1214,27 +1220,21 @@ KSLAB_SLOW void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct ks
 }
 
 /*
- * The middle path: plain objects of another CPU's pages, and of our own full ones. Everything else
- * is left to kslab_heap_free_slow, as is the verdict where one is due.
+ * The middle path: plain objects of another CPU's pages, and of our own full ones. The slot was
+ * found; the verdict, where one is due, is left to kslab_heap_free_slow.
  */
-KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
+static KSLAB_SLOW void free_plain(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				  const void *caller, uint32_t index)
 {
-	uintptr_t address = (uintptr_t)p, owner;
-	struct kslab_page *page = kslab_page_map_find(&heap->map, address);
 	struct kslab_zone *zone;
-	uint32_t index;
 	bool freed;
 
-	KSLAB_TAKE_CALLER(caller);
-	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
-	index = kslab_page_index(page, address);
-	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
-		goto slow;
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
 		KSLAB_PORT_UNPIN();
-		goto slow;
+		kslab_heap_free_slow(heap, p, NULL, caller);
+		return;
 	}
 	kslab_zone_enter(zone);
 	if (kslab_page_owner(page) == &zone->owner) {
@@ -1251,18 +1251,40 @@ KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const voi
 	}
 	if (KSLAB_UNLIKELY(!freed))
 		kslab_heap_fault_pointer(heap, p, NULL, caller);
-	return;
-slow:
-	if (heap->debug_level != 0)
-		kslab_debug_free_any(p, heap, caller);
-	else if (owner == kslab_large_tag(heap))
-		kslab_large_free_plain(p, heap, page, caller);
-	else
-		kslab_heap_free_slow(heap, p, NULL, caller);
 }
 
-KSLAB_SLOW void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone,
-				     const void *caller)
+/* Nothing but jumps to others, so that none of them pays for the registers of another one. */
+KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				      const void *caller)
+{
+	uintptr_t owner;
+	uint32_t index;
+
+	KSLAB_TAKE_CALLER(caller);
+	if (heap->debug_level != 0) {
+		(heap->debug_level == 1 ? kslab_debug_free_1 : kslab_debug_free_2)(p, heap, page,
+										   caller);
+		return;
+	}
+	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
+	index = kslab_page_index(page, (uintptr_t)p);
+	if (owner == kslab_large_tag(heap))
+		kslab_large_free_plain(p, heap, page, caller);
+	else if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 ||
+				index >= page->slots))
+		kslab_heap_free_slow(heap, p, NULL, caller);
+	else
+		free_plain(p, heap, page, caller, index);
+}
+
+KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)
+{
+	KSLAB_TAKE_CALLER(caller);
+	kslab_heap_free_known(p, heap, kslab_page_map_find(&heap->map, (uintptr_t)p), caller);
+}
+
+KSLAB_SLOW void kslab_heap_word_full(struct kslab_zone *zone, const void *caller,
+				     struct kslab_page *page)
 {
 	KSLAB_TAKE_CALLER(caller);
 	if (KSLAB_LIKELY(page->state !=

@@ -101,10 +101,14 @@ void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsi
 			   const void *caller);
 void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache,
 			  const void *caller);
-void kslab_heap_word_full(struct kslab_page *page, struct kslab_zone *zone, const void *caller);
+void kslab_heap_word_full(struct kslab_zone *zone, const void *caller, struct kslab_page *page);
 /* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
+void *kslab_heap_malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller);
 void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller);
 void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller);
+/* The same if its descriptor was looked up already. */
+void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			   const void *caller);
 
 /* A failed call: remember why. Return: NULL. */
 void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason);
@@ -258,7 +262,7 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, con
 	uintptr_t object;
 
 	if (KSLAB_UNLIKELY(index >= heap->route_limit))
-		return kslab_heap_malloc_slow(n, heap, KSLAB_TAIL_CALLER(caller));
+		return kslab_heap_malloc_unrouted(n, heap, KSLAB_TAIL_CALLER(caller));
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
 	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
@@ -331,7 +335,7 @@ KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const v
 		goto cold;
 	KSLAB_STORE_RELAXED(&bits[1], freed);
 	if (KSLAB_UNLIKELY(freed == ~(kslab_word)0)) {
-		kslab_heap_word_full(page, zone, KSLAB_TAIL_CALLER(caller));
+		kslab_heap_word_full(zone, KSLAB_TAIL_CALLER(caller), page);
 		return;
 	}
 	if (KSLAB_CFG_LEVELS > 1)
@@ -344,7 +348,7 @@ cold:
 		KSLAB_STORE_RELAXED(&zone->owner.key, key);
 	}
 	KSLAB_PORT_UNPIN();
-	kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
+	kslab_heap_free_known(p, heap, page, KSLAB_TAIL_CALLER(caller));
 }
 
 #endif

@@ -2,8 +2,9 @@
  * inject.c - owns fault injection: the rule, its events, its text.
  * Rank: 6 (kslab_injecting_hits: 1).  Runs anywhere; the rule is changed in a thread.
  *
- * The fast path knows nothing of it: while allocations are in question, route_limit is 0, as under
- * a debug level, and every allocation comes by kslab_heap_alloc_any, where the question is asked.
+ * The fast path knows nothing of it: while allocations are in question, route_limit (at a debug
+ * level: debug_limit) is 0, and every allocation comes by kslab_heap_alloc_any, where the question
+ * is asked.
  */
 #include "inject.h"
 #include "heap.h"
@@ -54,6 +55,7 @@ static void add_serving_classes(const struct kslab_heap *heap, struct kslab_inje
 enum kslab_reason kslab_heap_inject(struct kslab_heap *heap, const struct kslab_inject *rule)
 {
 	static const struct kslab_inject none;
+	size_t *limit = heap->debug_level != 0 ? &heap->debug_limit : &heap->route_limit;
 	struct kslab_injecting *inject = &heap->inject;
 	bool was_on;
 
@@ -68,10 +70,10 @@ enum kslab_reason kslab_heap_inject(struct kslab_heap *heap, const struct kslab_
 	KSLAB_STORE_RELAXED(&inject->events, (size_t)0);
 	/* Other CPUs see the closed door at their next allocation, or a few later. */
 	if (!was_on && kslab_inject_is_on(heap)) {
-		inject->route_limit = heap->route_limit;
-		KSLAB_STORE_RELAXED(&heap->route_limit, (size_t)0);
+		inject->route_limit = *limit;
+		KSLAB_STORE_RELAXED(limit, (size_t)0);
 	} else if (was_on && !kslab_inject_is_on(heap)) {
-		KSLAB_STORE_RELAXED(&heap->route_limit, inject->route_limit);
+		KSLAB_STORE_RELAXED(limit, inject->route_limit);
 	}
 	return KSLAB_OK;
 }

@@ -123,7 +123,7 @@ static void *move(struct kslab_heap *heap, void *p, size_t old, size_t n, const 
 	if (heap->debug_level == 0)
 		kslab_heap_free_fast(heap, p, caller);
 	else
-		kslab_debug_free_any(p, heap, caller);
+		kslab_heap_free_cold(p, heap, caller);
 	return fresh;
 }
 
@@ -491,7 +491,7 @@ void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptr
 		size_t done = 0;
 
 		if (heap->debug_level != 0) {
-			kslab_debug_free_any(ptrs[i++], heap, caller);
+			kslab_heap_free_cold(ptrs[i++], heap, caller);
 			continue;
 		}
 		KSLAB_PORT_PIN();

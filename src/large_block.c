@@ -258,7 +258,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 		return kslab_heap_fail(heap, KSLAB_TOO_LARGE);
 	if (align_pages == 1 && (page = reuse(heap, pages, n)) != NULL) {
 		if (heap->debug_level != 0)
-			kslab_debug_large_verify(heap, page);
+			page->inverse = kslab_debug_large_verify(heap, page);
 		if (flags & KSLAB_ZERO)
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
@@ -690,5 +690,5 @@ void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
 	if (n <= KSLAB_REQUEST_MAX)
 		page = cut_spare(heap, pages, n);
 	/* None to cut: what has a class goes there, rather than to the region. */
-	return page != NULL ? (void *)page->data : kslab_heap_malloc_slow(n, heap, caller);
+	return page != NULL ? (void *)page->data : kslab_heap_malloc_unrouted(n, heap, caller);
 }

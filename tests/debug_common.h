@@ -253,9 +253,7 @@ static void overflow_by_one_is_found_at_free_with_its_offset(void **state)
 
 static void overflow_by_eight_is_found_at_free(void **state)
 {
-	static const unsigned char bytes[] = {
-		0, 'A', 0xff, KSLAB_DEBUG_FREE_BYTE, KSLAB_DEBUG_NEW_BYTE, 0x80
-	};
+	static const unsigned char bytes[] = { 0, 'A', 0xff, KSLAB_DEBUG_FREE_BYTE, 0xa7, 0x80 };
 
 	(void)state;
 	testing_begin(&t, &plain);
@@ -352,7 +350,7 @@ static void a_write_after_free_is_found_at_the_next_issue_at_every_offset(void *
 			reported(KSLAB_FAULT_USE_AFTER_FREE, p, i < room ? i : room);
 			/* it is in order again */
 			assert_int_equal(kslab_heap_usable_size(&t.heap, p), n);
-			assert_true(is_all(p, n, KSLAB_DEBUG_NEW_BYTE));
+			assert_true(is_all(p, n, KSLAB_DEBUG_FREE_BYTE));
 			assert_int_equal(t.recorder.count, t.faults);
 		}
 		put(p);
@@ -391,7 +389,7 @@ static void memory_holds_what_the_options_say(void **state)
 	for (unsigned flags = 0; flags < 4; flags++) {
 		struct kslab_config config = plain;
 		unsigned freed = flags & KSLAB_DEBUG_ZERO_ON_FREE ? 0 : KSLAB_DEBUG_FREE_BYTE;
-		unsigned fresh = flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : KSLAB_DEBUG_NEW_BYTE;
+		unsigned fresh = flags & KSLAB_DEBUG_ZERO_ON_ALLOC ? 0 : freed;
 
 		config.debug_flags = flags;
 		testing_begin(&t, &config);
@@ -453,7 +451,7 @@ static void realloc_moves_the_redzone(void **state)
 		assert_non_null(p);
 		testing_step(&t);
 		assert_true(is_all(p, kept, 0x44));
-		assert_true(is_all(p + kept, wish - kept, KSLAB_DEBUG_NEW_BYTE));
+		assert_true(is_all(p + kept, wish - kept, KSLAB_DEBUG_FREE_BYTE));
 		assert_int_equal(kslab_heap_usable_size(&t.heap, p), wish);
 		if (wish % PAGE != 0) {
 			unsigned char was = p[wish];
@@ -479,7 +477,7 @@ static void large_blocks_have_redzones_and_poison(void **state)
 	for (size_t n = 5 * PAGE - 20; n < 5 * PAGE; n += 3) {
 		unsigned char *p = get(n);
 
-		assert_true(is_all(p, n, KSLAB_DEBUG_NEW_BYTE));
+		assert_true(is_all(p, n, KSLAB_DEBUG_FREE_BYTE));
 		assert_int_equal(kslab_heap_usable_size(&t.heap, p), n);
 		for (size_t i = n; i < 5 * PAGE; i++) {
 			p[i] ^= 1;
@@ -527,7 +525,7 @@ static void caches_have_redzones_and_keep_what_the_constructor_made(void **state
 					 KSLAB_OK);
 			p = kslab_cache_alloc(&cache);
 			q = kslab_cache_alloc(&cache);
-			assert_true(is_all(p, size, with != 0 ? 0x77 : KSLAB_DEBUG_NEW_BYTE));
+			assert_true(is_all(p, size, with != 0 ? 0x77 : KSLAB_DEBUG_FREE_BYTE));
 			was = p[size];
 			p[size] = 0;
 			kslab_cache_free(&cache, p);

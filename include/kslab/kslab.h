@@ -39,13 +39,12 @@ extern "C" {
 #define KSLAB_QUARANTINE_NONE ((size_t)-1)
 
 #define KSLAB_DEBUG_ZERO_ON_FREE                                                                   \
-	(1u << 0) /* free objects hold zero instead of KSLAB_DEBUG_FREE_BYTE */
-#define KSLAB_DEBUG_ZERO_ON_ALLOC                                                                  \
-	(1u << 1) /* new objects hold zero instead of KSLAB_DEBUG_NEW_BYTE */
+	(1u << 0) /* free objects hold zero instead of KSLAB_DEBUG_FREE_BYTE, and new ones, too */
+#define KSLAB_DEBUG_ZERO_ON_ALLOC (1u << 1) /* new objects hold zero, whatever free ones hold */
 
 /* What memory holds at debug level 1 and above. */
-#define KSLAB_DEBUG_FREE_BYTE 0x6bu /* a free object */
-#define KSLAB_DEBUG_NEW_BYTE 0xa7u /* an object that was not written to yet */
+/* a free object, and a new one that was not written to yet */
+#define KSLAB_DEBUG_FREE_BYTE 0x6bu
 #define KSLAB_DEBUG_REDZONE_BYTE 0xbbu /* behind the bytes that were asked for */
 
 /* All zero is a valid configuration but for the page source: give callbacks, or add a region. */

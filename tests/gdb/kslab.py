@@ -302,9 +302,10 @@ class Heap:
     # ---- contents of slots at debug levels
 
     def hash(self, start):
-        x = ((start >> 3) ^ (start >> 32)) & 0xFFFFFFFF
-        x = x * 0x9E3779B1 & 0xFFFFFFFF
-        return x ^ x >> 15
+        """As hash_at in src/debug_slot.h."""
+        if self.memory.bits == 64:
+            return start * 0x9E3779B97F4A7C15 >> 32 & 0xFFFFFFFF
+        return start * 0x9E3779B1 & 0xFFFFFFFF
 
     def cache_of(self, page):
         """The fields of the cache that a page belongs to, or None."""
@@ -350,14 +351,13 @@ class Heap:
             info, pad = words[3] & 0xFFFFFFFF, words[3] >> 32
         else:
             info, pad = words[3], 0
-        x = (place ^ state) * 0x9E3779B1 + words[0] * 0x85EBCA6B + words[1] * 0xC2B2AE35
+        x = place * 0x9E3779B1 + state + words[0] * 0x85EBCA6B + words[1] * 0xC2B2AE35
         x = (x + words[2] * 0x27D4EB2F + info * 0x165667B1 + (pad << 32)) & mask
         return x ^ x >> 15
 
     def tail(self, start, size):
         data = self.memory.read(start + size - 8, 8)
-        step = ((self.hash(start) & 0xFFFF) * CODES) >> 16
-        code = data[7] - 0x80 - (data[7] > REDZONE) - step
+        code = data[7] - 0x80 - (data[7] > REDZONE) - (self.hash(start) >> 25)
         code += CODES if code < 0 else 0
         if data[7] < 0x80 or data[7] in (REDZONE, 0xFF):
             return {}

@@ -34,7 +34,8 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 LIMITS = os.path.join(ROOT, "tests/golden/limits.txt")
 FUNCTIONS = ("kslab_malloc", "kslab_free")
-COLD = {"kslab_heap_malloc_slow", "kslab_heap_free_cold", "kslab_heap_word_full"}
+COLD = {"kslab_heap_malloc_unrouted", "kslab_heap_malloc_slow", "kslab_heap_free_cold",
+        "kslab_heap_free_known", "kslab_heap_word_full"}
 COMPILERS = ("gcc", "clang")
 TARGETS = ("x86_64", "aarch64", "riscv64")
 COLUMNS = ("instructions", "spills", "calls", "divisions", "fences", "loops")
