@@ -22,7 +22,6 @@ size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page 
 static void link_large(struct kslab_heap *heap, struct kslab_page *page,
 		       const struct kslab_run *run)
 {
-	kslab_page_map_set(&heap->map, run->address, run->pages << heap->page_shift, page);
 	kslab_page_list_insert_tail(&heap->large, page);
 	heap->large_blocks++;
 	heap->large_pages += run->pages;
@@ -156,6 +155,8 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	KSLAB_STORE_RELAXED(&page->owner, kslab_large_tag(heap));
 	link_large(heap, page, &run);
 	kslab_heap_unlock(heap, &state);
+	/* Out of the lock, as long as it is: nobody knows the block yet. */
+	kslab_page_map_set(&heap->map, run.address, run.pages << heap->page_shift, page);
 	if ((flags & KSLAB_ZERO) && !run.zeroed)
 		memset((void *)data, 0, pages << heap->page_shift);
 	return (void *)data;

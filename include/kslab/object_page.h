@@ -126,7 +126,8 @@ struct kslab_owner {
 	struct kslab_page_list *sweep_list;
 	const struct kslab_page *sweep_end;
 	uint32_t sweep_left;
-	uint32_t sweep_epoch; /* [o] reclaim request that it serves */
+	uint32_t
+		sweep_epoch; /* [o] reclaim request that it serves; in a parked zone: see reclaim.c */
 } __attribute__((aligned(64)));
 
 /*

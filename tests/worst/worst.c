@@ -1081,7 +1081,7 @@ static const struct scene {
 	{ "kslab_malloc", "limbo holds other classes", malloc_limbo_other, 6000, LEAF },
 	{ "kslab_malloc", "large, 5 pages", malloc_large, 6000, LEAF },
 	{ "malloc and free", "large, 5 pages of a region", malloc_large_region, 6000, LEAF },
-	{ "kslab_malloc", "large, as many pages", malloc_large_long, PAGES, OPEN },
+	{ "kslab_malloc", "large, as many pages", malloc_large_long, PAGES, LEAF },
 	{ "kslab_free", "hot path", free_hot, 60, 0 },
 	{ "kslab_free", "first free slot of a full page", free_first, 400, 0 },
 	{ "kslab_free", "any object, without retention", free_eager, 600, 0 },
