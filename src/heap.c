@@ -88,6 +88,15 @@
  * Large blocks freed in an NMI go two with each that is freed outside; a region with more than
  * purge_bytes of free memory to purge is purged of a few pieces at each free, down to half of that.
  *
+ * The source fails. What is known to be empty goes back, as much as is needed, and the source is
+ * asked again; then mail is taken in, eight pages and another try; then everything is swept, eight
+ * pages and another try. Only when all of that is through does the call fail: O(pages), once.
+ *
+ * Limbo. It is brought up to date by steps under the lock, a page each, between which the lock is
+ * dropped; a zone that lingers is emptied class by class, a page that is QUEUED goes to the tail of
+ * its list, and after as many of them as can be on their way into a mailbox the class is left for
+ * the next time. cpu_offline, reclaim and quiesce do all steps, adopt four.
+ *
  * ---- Interrupts ---------------------------------------------------------------------------------
  *
  * Entering a zone is a plain store (key = 0). A handler that finds the key 0 uses the zone of the
@@ -376,6 +385,9 @@ static bool sweep_next_class(struct kslab_heap *heap, struct kslab_zone *zone, s
 {
 	struct kslab_sc *sc = kslab_zone_next_sc(zone, zone->owner.swept);
 
+	while ((uintptr_t)sc - (uintptr_t)zone->sc < sizeof(zone->sc) - sizeof(*sc) &&
+	       sc->pages == 0)
+		sc++;
 	if (sc == NULL)
 		return false;
 	if (heap->debug_level != 0)
@@ -392,18 +404,22 @@ static bool sweep_next_class(struct kslab_heap *heap, struct kslab_zone *zone, s
 bool kslab_zone_sweep(struct kslab_heap *heap, struct kslab_zone *zone, size_t pages)
 {
 	struct kslab_owner *owner = &zone->owner;
-
-	size_t looks = pages == KSLAB_ALL ? KSLAB_ALL : KSLAB_LOOKS_MOST;
+	size_t looks = pages == KSLAB_ALL ? KSLAB_ALL : 2 * pages;
 
 	pages -= kslab_sc_drain(owner, pages);
 	for (; pages != 0 && looks != 0; looks--) {
-		if (owner->sweep_left != 0) {
-			if (heap->debug_level != 0) /* one by one: each is looked at before */
-				kslab_fence_issue(heap, zone, owner->swept);
-			pages -= kslab_sc_sweep_some(owner, heap->debug_level != 0 ? 1 : pages);
-		} else if (!sweep_next_class(heap, zone, &pages)) {
-			return true;
+		size_t one = 1;
+		bool is_done;
+
+		if (heap->debug_level != 0 && owner->swept != NULL) { /* each is looked at before */
+			kslab_fence_issue(heap, zone, owner->swept);
+			is_done = kslab_sc_sweep_some(owner, &one);
+			pages -= one == 0;
+		} else {
+			is_done = owner->swept == NULL || kslab_sc_sweep_some(owner, &pages);
 		}
+		if (is_done && !sweep_next_class(heap, zone, &pages))
+			return true;
 	}
 	return false;
 }
@@ -754,47 +770,64 @@ enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct ksl
 	return KSLAB_OK;
 }
 
+/* What this CPU has for a request, and limbo. */
+static void *take_from_zone(struct kslab_heap *heap, const struct kslab_request *request,
+			    struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	void *object;
+
+	zone->counters.slow_allocs++;
+	object = kslab_sc_pop(sc);
+	if (object == NULL && heap->debug_level != 0)
+		kslab_fence_issue(heap, zone, sc);
+	if (object == NULL)
+		object = kslab_sc_next(&zone->owner, sc);
+	if (object == NULL && request->cache == NULL &&
+	    KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
+	    kslab_limbo_adopt(heap, zone, request->cls))
+		object = kslab_sc_next(&zone->owner, sc);
+	return object;
+}
+
+struct kslab_sc *kslab_request_enter(struct kslab_heap *heap, const struct kslab_request *request,
+				     struct kslab_zone **zone, enum kslab_reason *reason)
+{
+	struct kslab_sc *sc = NULL;
+
+	KSLAB_PORT_PIN();
+	*zone = kslab_heap_enter(heap);
+	if (*zone != NULL)
+		sc = kslab_request_sc(*zone, request);
+	if (sc != NULL)
+		return sc;
+	if (*zone != NULL)
+		kslab_zone_leave(*zone);
+	KSLAB_PORT_UNPIN();
+	*reason = *zone != NULL ? kslab_cache_add_zone(heap, request, *zone)
+				: kslab_heap_add_level(heap, request->flags);
+	return NULL;
+}
+
 void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request)
 {
+	struct kslab_relief relief = { .want = request->cache != NULL
+						       ? request->cache->min_run
+						       : heap->min_run[request->cls] };
 	enum kslab_reason reason = KSLAB_OK;
-	bool relieved = false;
+	bool asks = true;
 
 	for (;;) {
-		uint32_t pages_so_far;
 		struct kslab_zone *zone;
-		struct kslab_sc *sc;
-		struct kslab_page *page;
+		struct kslab_sc *sc = kslab_request_enter(heap, request, &zone, &reason);
+		uint32_t pages_so_far;
 		bool has_more;
 		void *object;
 
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter(heap);
-		if (zone == NULL) {
-			KSLAB_PORT_UNPIN();
-			reason = kslab_heap_add_level(heap, request->flags);
-			if (reason != KSLAB_OK)
-				return kslab_heap_fail(heap, reason);
+		if (sc == NULL && reason != KSLAB_OK)
+			return kslab_heap_fail(heap, reason);
+		if (sc == NULL)
 			continue;
-		}
-		sc = kslab_request_sc(zone, request);
-		if (sc == NULL) {
-			kslab_zone_leave(zone);
-			KSLAB_PORT_UNPIN();
-			reason = kslab_cache_add_zone(heap, request, zone);
-			if (reason != KSLAB_OK)
-				return kslab_heap_fail(heap, reason);
-			continue;
-		}
-		zone->counters.slow_allocs++;
-		object = kslab_sc_pop(sc);
-		if (object == NULL && heap->debug_level != 0)
-			kslab_fence_issue(heap, zone, sc);
-		if (object == NULL)
-			object = kslab_sc_next(&zone->owner, sc);
-		if (object == NULL && request->cache == NULL &&
-		    KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
-		    kslab_limbo_adopt(heap, zone, request->cls))
-			object = kslab_sc_next(&zone->owner, sc);
+		object = take_from_zone(heap, request, zone, sc);
 		pages_so_far = sc->pages;
 		has_more = kslab_sc_has_more(&zone->owner, sc);
 		if (object != NULL) {
@@ -803,18 +836,24 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		}
 		/* What there is to give back goes when the page is in: a call does that once. */
 		kslab_zone_leave_reporting(heap, zone, request->caller);
-		page = kslab_heap_make_page(heap, request, pages_so_far, &reason);
-		if (page != NULL) {
-			object = insert_and_take(heap, request, page);
-			if (object != NULL)
-				return object;
-			continue;
+		if (asks) {
+			struct kslab_page *page =
+				kslab_heap_make_page(heap, request, pages_so_far, &reason);
+
+			if (page != NULL) {
+				object = insert_and_take(heap, request, page);
+				if (object != NULL)
+					return object;
+				continue;
+			}
 		}
-		if (has_more)
+		/* The source has failed: what lies idle, the rest of the mail, what can be found. */
+		asks = kslab_heap_take_back(heap, relief.want);
+		if (asks || has_more)
 			continue;
-		if (relieved || !kslab_heap_relieve(heap))
+		if (relief.is_done)
 			return kslab_heap_fail(heap, reason);
-		relieved = true;
+		asks = kslab_heap_relieve(heap, &relief);
 	}
 }
 

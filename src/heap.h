@@ -174,8 +174,8 @@ size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page 
 bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);
 /* Of an entered zone: its oldest spare block, or NULL. */
 struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
-/* Blocks that were freed where the lock could not be taken, `most` of them. */
-void kslab_large_release_deferred(struct kslab_heap *heap, size_t most);
+/* Blocks that were freed where the lock could not be taken, `most` of them. Return: base pages. */
+size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most);
 bool kslab_large_has_deferred(const struct kslab_heap *heap);
 
 /* ---- zones and pages ------------------------------------------------------------------------- */
@@ -207,9 +207,21 @@ void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t co
 			    const void *caller);
 
 /*
- * The page source has failed: take back what lies idle. Return: true if it is worth trying again.
+ * The page source has failed: give back what lies idle, up to `want` base pages. Return: true: it is
+ * worth trying again.
  */
-bool kslab_heap_relieve(struct kslab_heap *heap);
+bool kslab_heap_take_back(struct kslab_heap *heap, size_t want);
+/*
+ * Look for what could be given back, until something was; a call that fails has looked at everything
+ * (is_done). Begins as { .want }.
+ */
+struct kslab_relief {
+	size_t want; /* base pages */
+	unsigned level; /* that is looked through now */
+	struct kslab_zone *zone; /* of that level, when it began */
+	bool is_done;
+};
+bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief);
 /* Purge the base pages inside this CPU's object pages of which all slots are free. O(pages). */
 void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller);
 /* Take a page of the class with free slots from limbo into an entered zone. */
@@ -223,6 +235,12 @@ void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page);
 /* The same for a page or a spare block, out of any list. */
 void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page);
 struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request);
+/*
+ * The class of a request in a zone of this CPU, entered and pinned; made if it was not there. NULL:
+ * try again if *reason is KSLAB_OK.
+ */
+struct kslab_sc *kslab_request_enter(struct kslab_heap *heap, const struct kslab_request *request,
+				     struct kslab_zone **zone, enum kslab_reason *reason);
 uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab_request *request);
 
 /* Make pages until this CPU has so many free slots. Return: false: it could not. */

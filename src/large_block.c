@@ -247,6 +247,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	size_t page_bytes = heap->page_bytes, pages,
 	       align_pages = align > page_bytes ? align >> heap->page_shift : 1;
 	enum kslab_reason reason;
+	struct kslab_relief relief = { 0 };
 	struct kslab_page *page;
 	struct kslab_run run;
 	uintptr_t data;
@@ -268,8 +269,10 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
 	}
+	relief.want = pages;
 	reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
-	if (reason != KSLAB_OK && kslab_heap_relieve(heap))
+	while (reason != KSLAB_OK && (kslab_heap_take_back(heap, pages) ||
+				      (!relief.is_done && kslab_heap_relieve(heap, &relief))))
 		reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
 	if (reason == KSLAB_NO_PAGES && align_pages > 1)
 		reason = kslab_source_alloc(heap, pages + align_pages - 1, 1, flags, &run);
@@ -349,17 +352,21 @@ static struct kslab_page *take_deferred(struct kslab_heap *heap)
 	return page;
 }
 
-void kslab_large_release_deferred(struct kslab_heap *heap, size_t most)
+size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most)
 {
 	struct kslab_page *page;
+	size_t released = 0;
 
 	if (KSLAB_PORT_IN_NMI())
-		return;
+		return 0;
 	for (; most != 0 && kslab_large_has_deferred(heap); most--) {
 		page = take_deferred(heap);
-		if (page != NULL)
-			kslab_large_release(heap, page);
+		if (page == NULL)
+			continue;
+		released += page->bits[0].freed;
+		kslab_large_release(heap, page);
 	}
+	return released;
 }
 
 /* Not here and now: whoever frees or reclaims next releases it. */

@@ -175,10 +175,32 @@ static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes
 	kslab_report_fault(heap, &report);
 }
 
+/* Pages of a run that are looked at before the lock is dropped. */
+#define LOOK_PAGES 16u
+
+/* True if a heap holds any page of the beginning of a run; the lock is dropped again and again. */
+static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	size_t piece = LOOK_PAGES << heap->page_shift;
+	bool is_known = false;
+
+	for (size_t done = 0; done < bytes && !is_known; done += piece) {
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			break;
+		is_known = kslab_source_is_known(heap, address + done,
+						 bytes - done < piece ? bytes - done : piece);
+		kslab_heap_unlock(heap, &state);
+	}
+	return is_known;
+}
+
 /* Judge what a callback returned. Return: true if it can be used; else it was dealt with. */
 static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, size_t align_pages)
 {
 	size_t bytes = pages * heap->page_bytes;
+	size_t rest = pages < LOOK_PAGES ? bytes : LOOK_PAGES << heap->page_shift;
 	struct kslab_lock_state state;
 	const char *what = NULL;
 	bool give_back = true;
@@ -187,8 +209,11 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 		what = "page source: misaligned page";
 	} else if (address + (bytes - 1) < address) {
 		what = "page source: page wraps the address space";
+	} else if (is_known_run(heap, address, bytes - rest)) {
+		what = "page source: page is in use already";
+		give_back = false;
 	} else if (kslab_heap_lock(heap, &state)) {
-		if (kslab_source_is_known(heap, address, bytes)) {
+		if (kslab_source_is_known(heap, address + (bytes - rest), rest)) {
 			what = "page source: page is in use already";
 			give_back = false;
 		} else if (!kslab_source_can_cover(heap, address, bytes)) {

@@ -35,13 +35,13 @@ static struct kslab_page *take_from_level(struct kslab_heap *heap, unsigned leve
 	return page;
 }
 
-/* Give back all empty pages of this CPU, up to `want` base pages. */
-static size_t reclaim_here(struct kslab_heap *heap, size_t want)
+/* Give back empty pages of this CPU, up to `want` base pages; with a look for them, or what is known. */
+static size_t reclaim_here(struct kslab_heap *heap, size_t want, bool looks)
 {
 	size_t released = 0;
 
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
-		bool collect = true;
+		bool collect = looks;
 
 		while (released < want) {
 			struct kslab_page *page = take_from_level(heap, level, collect);
@@ -56,26 +56,12 @@ static size_t reclaim_here(struct kslab_heap *heap, size_t want)
 	return released;
 }
 
-/* Move what a zone without a CPU holds into limbo. Under the lock. Pages that are QUEUED stay. */
-static void move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
+/* ---- limbo ----------------------------------------------------------------------------------- */
+
+/* Pairs with the CAS of cpu_offline. */
+static struct kslab_zone *limbo_of(const struct kslab_heap *heap)
 {
-	kslab_sc_drain(&zone->owner, KSLAB_ALL);
-	/* Caches' pages wait for the CPU to come back, or for the cache's end. */
-	for (unsigned i = 0; i < KSLAB_CLASSES; i++) {
-		struct kslab_sc *sc = &zone->sc[i];
-		struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
-
-		kslab_sc_retire(&zone->owner, sc);
-		for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
-			struct kslab_page *page = lists[l]->head, *next;
-
-			for (; page != NULL; page = next) {
-				next = kslab_page_list_after(lists[l], page);
-				kslab_sc_move(&zone->owner, page, &heap->limbo->owner,
-					      &heap->limbo->sc[i]);
-			}
-		}
-	}
+	return KSLAB_LOAD_ACQUIRE(&heap->limbo);
 }
 
 static size_t held_pages(const struct kslab_zone *zone)
@@ -90,10 +76,9 @@ static size_t held_pages(const struct kslab_zone *zone)
 /*
  * Note for adopt's quick look whether limbo has pages of the class with free slots. Under the lock.
  */
-static void note_class(struct kslab_heap *heap, unsigned cls)
+static void note_class(struct kslab_heap *heap, const struct kslab_sc *sc)
 {
-	const struct kslab_sc *sc = &heap->limbo->sc[cls];
-	kslab_word *word = &heap->limbo_classes[cls / 32], bit = (kslab_word)1 << cls % 32;
+	kslab_word *word = &heap->limbo_classes[sc->cls / 32], bit = (kslab_word)1 << sc->cls % 32;
 	bool has = sc->partial.head != NULL || sc->empty.head != NULL;
 
 	KSLAB_STORE_RELAXED(word, has ? *word | bit : *word & ~bit);
@@ -102,7 +87,7 @@ static void note_class(struct kslab_heap *heap, unsigned cls)
 /* Leave the lock; then tell of double frees that limbo's harvests have found. */
 static void unlock_reporting(struct kslab_heap *heap, struct kslab_lock_state *state)
 {
-	struct kslab_owner *owner = &heap->limbo->owner;
+	struct kslab_owner *owner = &limbo_of(heap)->owner;
 	uintptr_t late = owner->late;
 	size_t late_count = owner->late_count;
 	struct kslab_page *corrupt = owner->corrupt;
@@ -117,77 +102,211 @@ static void unlock_reporting(struct kslab_heap *heap, struct kslab_lock_state *s
 		kslab_heap_report_late(heap, late, late_count, NULL);
 }
 
-/* Bring limbo up to date: mail of its own and of zones that linger. Under the lock. */
-static void tend_limbo(struct kslab_heap *heap)
+/*
+ * Pages of one class of a zone on their way to limbo that may be found QUEUED, before the next class
+ * is turned to: as many in each of the three lists as can be on their way into a mailbox at once.
+ */
+#define REFUSALS_MOST (3u * KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS)
+#define CLASSES_A_STEP 8u
+
+/*
+ * Hand one page of a class over. One that is QUEUED goes to the tail of its list, and another list
+ * has its turn. Return: false: there is none, or too many are QUEUED.
+ */
+static bool move_page(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
 {
-	struct kslab_zone **link = &heap->lingering;
-	size_t pages = 0;
+	struct kslab_page_list *lists[] = { &sc->partial, &sc->full, &sc->empty };
+	struct kslab_owner *owner = &zone->owner;
+	struct kslab_sc *to = &limbo_of(heap)->sc[sc->cls];
 
-	kslab_sc_drain(&heap->limbo->owner, KSLAB_ALL);
-	while (*link != NULL) {
-		struct kslab_zone *zone = *link;
-		size_t held;
+	for (unsigned n = 0; n < KSLAB_ARRAY_LENGTH(lists) && owner->sweep_left != 0; n++) {
+		struct kslab_page_list *list = lists[(owner->sweep_left + n) % 3];
+		struct kslab_page *page = list->head;
 
-		move_to_limbo(heap, zone);
-		if (zone->owner.late != 0)
-			heap->limbo->owner.late = zone->owner.late;
-		heap->limbo->owner.late_count += zone->owner.late_count;
-		zone->owner.late = 0;
-		zone->owner.late_count = 0;
-		held = held_pages(zone);
-		pages += held;
-		if (held != 0)
-			link = &zone->lingering;
-		else
-			KSLAB_STORE_RELAXED(link, zone->lingering);
+		if (page == NULL)
+			continue;
+		if (kslab_sc_move(owner, page, &limbo_of(heap)->owner, to)) {
+			note_class(heap, to);
+		} else {
+			list->head = page->next;
+			owner->sweep_left--;
+			owner->sweep_epoch = 1; /* not all went: for tend_step */
+		}
+		return true;
 	}
-	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
-		note_class(heap, cls);
-	KSLAB_STORE_RELAXED(&heap->limbo_pages, pages + held_pages(heap->limbo));
+	return false;
+}
+
+/*
+ * One step of moving what a zone without a CPU holds into limbo. Under the lock. Caches' pages wait
+ * for the CPU to come back, or for the cache's end. Return: false: that was it, but for pages that
+ * are QUEUED.
+ */
+static bool move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
+{
+	struct kslab_owner *owner = &zone->owner;
+	struct kslab_sc *sc = owner->swept;
+
+	if (kslab_sc_has_mail(owner)) {
+		kslab_sc_drain(owner, 1);
+		return true;
+	}
+	if (sc != NULL && move_page(heap, zone, sc))
+		return true;
+	do {
+		sc = sc != NULL ? sc + 1 : &zone->sc[0];
+	} while (sc != &zone->sc[KSLAB_CLASSES] && sc->pages == 0);
+	if (sc == &zone->sc[KSLAB_CLASSES])
+		return false;
+	owner->swept = sc;
+	owner->sweep_left = REFUSALS_MOST;
+	if (sc->page != NULL)
+		kslab_sc_retire(owner, sc);
+	return true;
+}
+
+/* What a harvest of a zone without a CPU found late is reported with limbo's. */
+static void pass_on_late(struct kslab_owner *owner, struct kslab_owner *limbo)
+{
+	if (owner->late == 0)
+		return;
+	limbo->late = owner->late;
+	limbo->late_count += owner->late_count;
+	owner->late = 0;
+	owner->late_count = 0;
+}
+
+/*
+ * One step of bringing limbo up to date: mail of its own, then the zones that linger; *zones: of
+ * these, already done. Under the lock. Return: false: that was it.
+ */
+static bool tend_step(struct kslab_heap *heap, unsigned *zones)
+{
+	struct kslab_owner *limbo = &limbo_of(heap)->owner;
+	struct kslab_zone **link = &heap->lingering, *zone;
+	struct kslab_page *page = kslab_sc_next_mail(limbo);
+
+	if (page != NULL) {
+		struct kslab_sc *sc = page->sc;
+
+		kslab_sc_drain(limbo, 1);
+		note_class(heap, sc);
+		return true;
+	}
+	for (unsigned n = *zones; *link != NULL && n != 0; n--)
+		link = &(*link)->lingering;
+	zone = *link;
+	if (zone == NULL)
+		return false;
+	if (!move_to_limbo(heap, zone)) {
+		/* A class is left behind when it has no page, or pages that are QUEUED. */
+		if (zone->owner.sweep_epoch == 0)
+			KSLAB_STORE_RELAXED(link, zone->lingering);
+		else
+			++*zones;
+		kslab_sc_sweep_end(&zone->owner);
+	}
+	pass_on_late(&zone->owner, limbo);
+	return true;
+}
+
+/* The lock is dropped after each step. @reports: what is found late is told of; no zone is entered. */
+static void tend_limbo(struct kslab_heap *heap, size_t steps, bool reports)
+{
+	unsigned zones = 0;
+
+	for (; steps != 0; steps--) {
+		struct kslab_lock_state state;
+		bool goes_on;
+
+		if (!kslab_heap_lock(heap, &state))
+			return;
+		goes_on = tend_step(heap, &zones);
+		if (reports)
+			unlock_reporting(heap, &state);
+		else
+			kslab_heap_unlock(heap, &state);
+		if (!goes_on)
+			return;
+	}
 }
 
 /* A zone loses or gets its CPU. Under the lock. */
-static void linger(struct kslab_heap *heap, struct kslab_zone *zone)
+static void linger(struct kslab_heap *heap, struct kslab_zone *zone, size_t held)
 {
 	for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+		kslab_sc_sweep_end(&zone->owner);
 		zone->lingering = heap->lingering;
 		KSLAB_STORE_RELAXED(&heap->lingering, zone);
 	}
+	KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages + held);
 }
 
 static void stop_lingering(struct kslab_heap *heap, struct kslab_zone *zone)
 {
-	for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
-		struct kslab_zone **link = &heap->lingering;
+	struct kslab_zone **link = &heap->lingering;
 
-		while (*link != NULL && *link != zone)
-			link = &(*link)->lingering;
-		if (*link == zone)
-			KSLAB_STORE_RELAXED(link, zone->lingering);
+	while (*link != NULL && *link != zone)
+		link = &(*link)->lingering;
+	if (*link == NULL)
+		return;
+	KSLAB_STORE_RELAXED(link, zone->lingering);
+	KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - held_pages(zone));
+	kslab_sc_sweep_end(&zone->owner);
+}
+
+/* Look at all of it: mail, zones that linger, pages. */
+static void sweep_limbo(struct kslab_heap *heap)
+{
+	bool is_done = false;
+
+	tend_limbo(heap, KSLAB_ALL, true);
+	for (bool first = true; !is_done; first = false) {
+		struct kslab_zone *limbo = limbo_of(heap);
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			return;
+		if (first)
+			kslab_sc_sweep_end(&limbo->owner);
+		is_done = kslab_zone_sweep(heap, limbo, 1);
+		unlock_reporting(heap, &state);
 	}
 }
 
-/* Empty pages of limbo go back. Return: base pages. */
-static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
+/* Out of limbo: an empty page, or NULL. The lock is dropped after every few classes. */
+static struct kslab_page *take_from_limbo(struct kslab_heap *heap)
+{
+	struct kslab_zone *limbo = limbo_of(heap);
+	struct kslab_page *page = NULL;
+
+	for (unsigned n = 0; n <= KSLAB_CLASSES && page == NULL; n += CLASSES_A_STEP) {
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			break;
+		page = kslab_zone_take_empty(heap, limbo, CLASSES_A_STEP);
+		if (page != NULL) {
+			note_class(heap, page->sc);
+			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
+		}
+		unlock_reporting(heap, &state);
+	}
+	return page;
+}
+
+/* Empty pages of limbo go back; with a look for them, or what is known. Return: base pages. */
+static size_t reclaim_limbo(struct kslab_heap *heap, size_t want, bool looks)
 {
 	size_t released = 0;
 
 	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) == 0)
 		return 0;
-	for (bool first = true; released < want; first = false) {
-		struct kslab_page *page;
-		struct kslab_lock_state state;
+	if (looks)
+		sweep_limbo(heap);
+	while (released < want) {
+		struct kslab_page *page = take_from_limbo(heap);
 
-		if (!kslab_heap_lock(heap, &state))
-			break;
-		if (first) {
-			tend_limbo(heap);
-			kslab_zone_collect(heap, heap->limbo);
-		}
-		page = kslab_zone_take_empty(heap, heap->limbo, KSLAB_ALL);
-		if (page != NULL)
-			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
-		unlock_reporting(heap, &state);
 		if (page == NULL)
 			break;
 		released += page->pages;
@@ -196,61 +315,108 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want)
 	return released;
 }
 
+/* Steps of bringing limbo up to date, and pages tried, in one call of adopt. */
+#define ADOPT_STEPS 4u
+
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls)
 {
-	/* pairs with the CAS of cpu_offline */
-	struct kslab_zone *limbo = KSLAB_LOAD_ACQUIRE(&heap->limbo);
+	struct kslab_zone *limbo = limbo_of(heap);
 	struct kslab_lock_state state;
 	struct kslab_sc *sc;
-	struct kslab_page *page;
 	bool adopted = false;
 
 	/*
-	 * A quick look: most slow paths have nothing to find here. Mail may have changed that: then
-	 * look closer.
+	 * A quick look: most slow paths have nothing to find here. Mail may change that: then the
+	 * next steps of taking it in are done here, those after them by the next call.
 	 */
-	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1) &&
-	    !kslab_sc_has_mail(&limbo->owner) && KSLAB_LOAD_RELAXED(&heap->lingering) == NULL)
+	if (kslab_sc_has_mail(&limbo->owner) || KSLAB_LOAD_RELAXED(&heap->lingering) != NULL)
+		tend_limbo(heap, ADOPT_STEPS, false);
+	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1))
 		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
-	if (kslab_sc_has_mail(&heap->limbo->owner) || heap->lingering != NULL)
-		tend_limbo(heap);
-	sc = &heap->limbo->sc[cls];
-	for (page = sc->partial.head; page != NULL && !adopted;
-	     page = kslab_page_list_after(&sc->partial, page)) {
-		if (kslab_sc_move(&heap->limbo->owner, page, &zone->owner, &zone->sc[cls])) {
-			adopted = true;
+	sc = &limbo->sc[cls];
+	for (unsigned n = 0; n < ADOPT_STEPS && !adopted; n++) {
+		struct kslab_page_list *list = sc->partial.head != NULL ? &sc->partial : &sc->empty;
+		struct kslab_page *page = list->head;
+
+		if (page == NULL)
 			break;
-		}
+		adopted = kslab_sc_move(&limbo->owner, page, &zone->owner, &zone->sc[cls]);
+		if (!adopted)
+			list->head = page->next; /* QUEUED */
 	}
-	if (!adopted && sc->empty.head != NULL)
-		adopted = kslab_sc_move(&heap->limbo->owner, sc->empty.head, &zone->owner,
-					&zone->sc[cls]);
 	if (adopted)
 		KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
-	note_class(heap, cls);
+	note_class(heap, sc);
 	kslab_heap_unlock(heap, &state);
 	return adopted;
 }
 
-/*
- * The page source has failed: take back what lies idle. Return: true if it is worth trying again.
- */
-bool kslab_heap_relieve(struct kslab_heap *heap)
+/* ---- the page source fails, or memory is asked for ------------------------------------------- */
+
+bool kslab_heap_take_back(struct kslab_heap *heap, size_t want)
 {
 	size_t released;
 
 	if (KSLAB_PORT_IN_NMI())
 		return false;
-	kslab_large_release_deferred(heap, KSLAB_ALL);
+	released = kslab_large_release_deferred(heap, 1);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
-	released = reclaim_here(heap, SIZE_MAX) + reclaim_limbo(heap, SIZE_MAX);
-	/* ask the others; theirs comes too late for this call */
-	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
+	if (released < want)
+		released += reclaim_here(heap, want - released, false);
+	if (released < want)
+		released += reclaim_limbo(heap, want - released, false);
 	return released != 0;
+}
+
+/* Partial pages that are looked at before what was found goes back. */
+#define RELIEF_PAGES 8u
+
+/* The next step through the zone of a level. Return: true: it is through. */
+static bool look_through(struct kslab_heap *heap, struct kslab_relief *relief)
+{
+	struct kslab_zone *zone;
+	bool is_done;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_enter_level(heap, relief->level);
+	if (zone == NULL) {
+		KSLAB_PORT_UNPIN();
+		return true;
+	}
+	if (relief->zone != zone) {
+		relief->zone = zone;
+		kslab_sc_sweep_end(&zone->owner);
+		/* That it was asked for, too, may be so. */
+		zone->owner.sweep_epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	}
+	is_done = kslab_zone_sweep(heap, zone, RELIEF_PAGES);
+	if (is_done)
+		kslab_sc_sweep_end(&zone->owner);
+	kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
+	return is_done;
+}
+
+bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief)
+{
+	if (KSLAB_PORT_IN_NMI()) {
+		relief->is_done = true;
+		return false;
+	}
+	/* ask the others; theirs comes too late for this call */
+	if (relief->zone == NULL)
+		KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
+	while (relief->level < KSLAB_CFG_LEVELS) {
+		if (look_through(heap, relief))
+			relief->level++;
+		if (reclaim_here(heap, relief->want, false) != 0)
+			return true;
+	}
+	relief->is_done = true;
+	return reclaim_limbo(heap, relief->want, true) != 0;
 }
 
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
@@ -262,9 +428,9 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 	kslab_large_release_deferred(heap, KSLAB_ALL);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
-	released = reclaim_here(heap, pages);
+	released = reclaim_here(heap, pages, true);
 	if (released < pages)
-		released += reclaim_limbo(heap, pages - released);
+		released += reclaim_limbo(heap, pages - released, true);
 	if (released < pages)
 		KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
 	if (released < pages)
@@ -310,11 +476,13 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 			return reason;
 		kslab_zone_start(heap, zone, cpu, 0);
 	}
-	if (!kslab_heap_lock(heap, &state))
-		return KSLAB_BUSY;
-	stop_lingering(heap, zone);
-	heap->cpus_online++; /* from here on nobody else operates it */
-	kslab_heap_unlock(heap, &state);
+	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_ACQUIRE(&z->inner)) {
+		if (!kslab_heap_lock(heap, &state))
+			return KSLAB_BUSY;
+		stop_lingering(heap, z); /* from here on nobody else operates it */
+		heap->cpus_online += z == zone;
+		kslab_heap_unlock(heap, &state);
+	}
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		z->owner.key = (uintptr_t)z;
 	/*
@@ -332,6 +500,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	struct kslab_page *spare = NULL;
 	struct kslab_zone *zone;
 	enum kslab_reason reason;
+	size_t held = 0;
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
@@ -355,6 +524,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		kslab_heap_set_quick_zone(heap, &kslab_zone_none);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)0);
+	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
+		held += held_pages(z);
 	if (!kslab_heap_lock(heap, &state)) {
 		/* An NMI: as you were. */
 		KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
@@ -371,9 +542,9 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 			page->mail_next = spare;
 	}
 	heap->cpus_online--;
-	linger(heap, zone);
-	tend_limbo(heap);
+	linger(heap, zone, held);
 	kslab_heap_unlock(heap, &state);
+	tend_limbo(heap, KSLAB_ALL, true);
 	for (struct kslab_page *page; spare != NULL; spare = page) {
 		page = spare->mail_next;
 		kslab_large_release(heap, spare);
@@ -450,7 +621,6 @@ void kslab_heap_idle(struct kslab_heap *heap)
 
 bool kslab_heap_quiesce(struct kslab_heap *heap)
 {
-	struct kslab_lock_state state;
 	bool has_mail = false;
 
 	if (heap->state != KSLAB_HEAP_READY)
@@ -469,11 +639,8 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
 		kslab_heap_trim_all(heap, level);
 	}
-	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 && kslab_heap_lock(heap, &state)) {
-		tend_limbo(heap);
-		kslab_zone_collect(heap, heap->limbo);
-		unlock_reporting(heap, &state);
-	}
+	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0)
+		sweep_limbo(heap);
 	kslab_heap_each_zone(heap, look_for_mail, &has_mail);
 	return !has_mail && is_balanced(heap) && !kslab_large_has_deferred(heap);
 }
@@ -485,74 +652,85 @@ void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)
 	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
 }
 
-static uint32_t free_slots(struct kslab_owner *owner, const struct kslab_sc *sc)
+/* Free slots of a class, counted up to `enough`. */
+static size_t free_slots(const struct kslab_sc *sc, size_t enough)
 {
-	const struct kslab_page_list *lists[] = { &sc->partial, &sc->empty };
-	uint32_t slots = 0;
+	const struct kslab_page_list *lists[] = { &sc->empty, &sc->partial };
+	size_t slots = 0;
 
-	(void)owner;
 	if (sc->page != NULL)
 		slots = sc->page->slots - kslab_page_live(sc->page);
 	for (unsigned l = 0; l < KSLAB_ARRAY_LENGTH(lists); l++) {
 		const struct kslab_page *page = lists[l]->head;
 
-		for (; page != NULL; page = kslab_page_list_after(lists[l], page))
+		for (; page != NULL && slots < enough; page = kslab_page_list_after(lists[l], page))
 			slots += page->slots - kslab_page_live(page);
 	}
+	return slots;
+}
+
+/* One page more for a reservation, into whatever zone this CPU has now. Return: its slots; 0: none. */
+static size_t reserve_page(struct kslab_heap *heap, const struct kslab_request *request,
+			   uint32_t pages_so_far, struct kslab_zone **zone)
+{
+	enum kslab_reason reason;
+	struct kslab_page *page = kslab_heap_make_page(heap, request, pages_so_far, &reason);
+	struct kslab_sc *sc;
+	size_t slots;
+
+	if (page == NULL) {
+		kslab_heap_fail(heap, reason);
+		return 0;
+	}
+	slots = page->slots;
+	KSLAB_PORT_PIN();
+	*zone = kslab_heap_enter(heap);
+	sc = *zone != NULL ? kslab_request_sc(*zone, request) : NULL;
+	if (sc == NULL) {
+		if (*zone != NULL)
+			kslab_zone_leave(*zone);
+		KSLAB_PORT_UNPIN();
+		kslab_heap_release_page(heap, page);
+		return 0;
+	}
+	kslab_sc_insert(&(*zone)->owner, sc, page, kslab_heap_page_tags(heap, request));
+	(*zone)->counters.pages_made++;
+	kslab_tally_insert(heap, page);
+	(*zone)->owner.reserve_run += page->pages;
+	kslab_heap_leave(heap, *zone, request->caller);
 	return slots;
 }
 
 bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request,
 				size_t count)
 {
-	enum kslab_reason reason;
+	struct kslab_zone *counted = NULL, *zone;
+	size_t slots = 0, made;
 
 	for (;;) {
-		struct kslab_page *page;
-		struct kslab_zone *zone;
-		struct kslab_sc *sc = NULL;
+		enum kslab_reason reason = KSLAB_OK;
+		struct kslab_sc *sc = kslab_request_enter(heap, request, &zone, &reason);
 		uint32_t pages_so_far;
-		bool enough;
 
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter(heap);
-		if (zone != NULL)
-			sc = kslab_request_sc(zone, request);
-		if (sc == NULL) {
-			if (zone != NULL)
-				kslab_zone_leave(zone);
-			KSLAB_PORT_UNPIN();
-			reason = zone != NULL ? kslab_cache_add_zone(heap, request, zone)
-					      : kslab_heap_add_level(heap, request->flags);
-			if (reason == KSLAB_OK)
-				continue;
+		if (sc == NULL && reason != KSLAB_OK) {
 			kslab_heap_fail(heap, reason);
 			return false;
 		}
-		enough = free_slots(&zone->owner, sc) >= count;
+		if (sc == NULL)
+			continue;
+		/* Once: a walk for each page that is made would make it quadratic. */
+		if (zone != counted)
+			slots = free_slots(sc, count);
+		counted = zone;
 		pages_so_far = sc->pages;
 		kslab_heap_leave(heap, zone, request->caller);
-		if (enough)
+		if (slots >= count)
 			return true;
-		page = kslab_heap_make_page(heap, request, pages_so_far, &reason);
-		if (page == NULL) {
-			kslab_heap_fail(heap, reason);
+		made = reserve_page(heap, request, pages_so_far, &zone);
+		if (made == 0)
 			return false;
-		}
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter(heap);
-		sc = zone != NULL ? kslab_request_sc(zone, request) : NULL;
-		if (sc == NULL) {
-			if (zone != NULL)
-				kslab_zone_leave(zone);
-			KSLAB_PORT_UNPIN();
-			kslab_heap_release_page(heap, page);
-			return false;
-		}
-		kslab_sc_insert(&zone->owner, sc, page, kslab_heap_page_tags(heap, request));
-		zone->counters.pages_made++;
-		kslab_tally_insert(heap, page);
-		zone->owner.reserve_run += page->pages;
-		kslab_heap_leave(heap, zone, request->caller);
+		if (zone != counted) /* another CPU's, or an inner one: count again */
+			counted = NULL;
+		slots += made;
 	}
 }

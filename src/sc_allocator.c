@@ -298,46 +298,65 @@ void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc)
 		kslab_page_harvest(owner, page);
 }
 
-/* One page of a sweep: the head. It goes to the tail, so that a round leaves the order as it was. */
-static void sweep_head(struct kslab_owner *owner, struct kslab_sc *sc)
+/* A sweep comes to a list. */
+static void sweep_list(struct kslab_owner *owner, struct kslab_page_list *list, uint32_t pages)
 {
-	struct kslab_page *page = sc->partial.head;
+	owner->sweep_list = list;
+	owner->sweep_end = list->head != NULL ? list->head->prev : NULL;
+	/* The end may leave the list while the sweep waits: no more than there can be. */
+	owner->sweep_left = list->head != NULL ? pages : 0;
+}
 
-	sc->partial.head = page->next;
+/* One page of a sweep: the head. It goes to the tail, so that a round leaves the order as it was. */
+static void sweep_head(struct kslab_owner *owner)
+{
+	struct kslab_page *page = owner->sweep_list->head;
+
+	if (page == NULL) {
+		owner->sweep_left = 0;
+		return;
+	}
+	owner->sweep_list->head = page->next;
 	kslab_page_harvest(owner, page);
-	if (kslab_page_is_empty(page))
+	if (page->state == KSLAB_PAGE_PARTIAL && kslab_page_is_empty(page))
 		make_empty(owner, page);
 	owner->sweep_left = page == owner->sweep_end ? 0 : owner->sweep_left - 1;
 }
 
 void kslab_sc_sweep_begin(struct kslab_owner *owner, struct kslab_sc *sc)
 {
-	const struct kslab_page *head = sc->partial.head;
-
 	owner->swept = sc;
-	owner->sweep_end = head != NULL ? head->prev : NULL;
-	/* The end may leave the list while the sweep waits: no more than there can be. */
-	owner->sweep_left = head != NULL ? sc->pages - sc->empty_pages : 0;
+	sweep_list(owner, &sc->partial, sc->pages - sc->empty_pages);
+}
+
+bool kslab_sc_sweep_some(struct kslab_owner *owner, size_t *most)
+{
+	for (; *most != 0; --*most) {
+		/* Double frees that lost their race wait on empty pages: see kslab_sc_sweep. */
+		if (owner->sweep_left == 0 && owner->sweep_list == &owner->swept->partial)
+			sweep_list(owner, &owner->swept->empty, owner->swept->empty_pages);
+		if (owner->sweep_left == 0)
+			return true;
+		sweep_head(owner);
+	}
+	return false;
 }
 
 void kslab_sc_sweep_end(struct kslab_owner *owner)
 {
 	owner->swept = NULL;
+	owner->sweep_list = NULL;
 	owner->sweep_end = NULL;
 	owner->sweep_left = owner->sweep_epoch = 0;
 }
 
-size_t kslab_sc_sweep_some(struct kslab_owner *owner, size_t most)
+struct kslab_page *kslab_sc_next_mail(struct kslab_owner *owner)
 {
-	size_t pages = 0;
-
-	for (; pages != most && owner->sweep_left != 0; pages++) {
-		if (owner->swept->partial.head == NULL)
-			owner->sweep_left = 0;
-		else
-			sweep_head(owner, owner->swept);
-	}
-	return pages;
+	if (owner->mail == NULL && KSLAB_LOAD_RELAXED(&owner->mailbox) != NULL)
+		KSLAB_STORE_RELAXED(&owner->mail,
+				    KSLAB_EXCHANGE_ACQUIRE(&owner->mailbox,
+							   (struct kslab_page *)NULL));
+	return owner->mail;
 }
 
 void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)

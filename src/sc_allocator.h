@@ -119,17 +119,19 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 #define KSLAB_ALL SIZE_MAX
 size_t kslab_sc_drain(struct kslab_owner *owner, size_t most);
 
+/* Whose mail comes next; NULL: nobody's. */
+struct kslab_page *kslab_sc_next_mail(struct kslab_owner *owner);
+
 /* Harvest the partial pages of a class; those without live objects become empty. O(pages). */
 void kslab_sc_sweep(struct kslab_owner *owner, struct kslab_sc *sc);
 
 /*
- * The same in steps: the sweep comes to a class; it harvests the next partial pages there, `most` at
- * most. Anything may happen to the class in between. The class is done when owner->sweep_left is 0.
- * Return: pages looked at.
+ * The same in steps: the sweep comes to a class, and harvests its next pages, `*most` at most (which
+ * are taken off it). Anything may happen to the class in between. Return: true: the class is done.
  */
 void kslab_sc_sweep_begin(struct kslab_owner *owner, struct kslab_sc *sc);
+bool kslab_sc_sweep_some(struct kslab_owner *owner, size_t *most);
 void kslab_sc_sweep_end(struct kslab_owner *owner); /* the next step begins anew */
-size_t kslab_sc_sweep_some(struct kslab_owner *owner, size_t most);
 
 /* Put a page that is in no list, or in a wrong one, where its bits say. */
 void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page);

@@ -347,9 +347,75 @@ static void test_free_memory_above_purge_bytes_is_purged_a_few_pieces_at_a_time(
 	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
 }
 
+/* ---- limbo, and a source that has nothing ----------------------------------------------------- */
+
+/* Mail of a CPU that is gone is taken in by those who look for a page, some pages a call. */
+static void test_mail_of_a_cpu_that_is_gone_is_taken_in_a_few_pages_at_a_time(void **state)
+{
+	size_t out;
+
+	(void)state;
+	begin(&single_frames, 2);
+	ELSEWHERE(1, take_pairs());
+	ELSEWHERE(1, kslab_heap_cpu_offline(&t.heap, 1));
+	assert_null(t.heap.lingering);
+	assert_int_equal(t.heap.limbo_pages, PAGES);
+	give_each(0);
+	assert_non_null(t.heap.limbo->owner.mailbox);
+	out = t.source.pages_out;
+	for (unsigned i = 0; i < PAGES; i++) {
+		pair[i][0] = take(2048);
+		testing_step(&t);
+		if (i == 0) /* what is left over is neither lost nor looked for again */
+			assert_non_null(t.heap.limbo->owner.mail);
+	}
+	assert_int_equal(t.source.pages_out, out);
+	assert_int_equal(t.heap.limbo_pages, 0);
+	give_each(0);
+	give_each(1);
+	end();
+}
+
+/* Only as much goes back as is needed, and a call that fails has looked at everything. */
+static void test_a_source_that_fails_gets_back_what_is_needed(void **state)
+{
+	size_t empty;
+
+	(void)state;
+	begin(&single_frames, 2);
+	take_pairs();
+	give_each(0);
+	kslab_heap_idle(&t.heap);
+	for (unsigned i = 0; i < 8; i++) /* known to be empty */
+		kslab_heap_free(&t.heap, pair[i][1]);
+	empty = ZONE->owner.empty_run;
+	assert_true(empty >= 7);
+	fake_source_fail_at(&t.source, 1);
+	pair[0][0] = take(PAGE);
+	assert_int_equal(ZONE->owner.empty_run, empty - 1);
+	fake_source_fail_from(&t.source, 1);
+	assert_null(kslab_heap_malloc(&t.heap, PAGE));
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+	assert_int_equal(ZONE->owner.empty_run, 0);
+	/* Emptied by another CPU, the last one of many: only a look at all of them finds it. */
+	fake_source_fail_from(&t.source, 0);
+	ELSEWHERE(1, kslab_heap_free(&t.heap, pair[PAGES - 1][1]));
+	while (kslab_sc_has_mail(&ZONE->owner))
+		kslab_sc_drain(&ZONE->owner, 1);
+	fake_source_fail_at(&t.source, 1);
+	pair[1][0] = take(PAGE);
+	kslab_heap_free(&t.heap, pair[0][0]);
+	kslab_heap_free(&t.heap, pair[1][0]);
+	for (unsigned i = 8; i < PAGES - 1; i++)
+		kslab_heap_free(&t.heap, pair[i][1]);
+	end();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_mail_of_a_cpu_that_is_gone_is_taken_in_a_few_pages_at_a_time),
+		cmocka_unit_test(test_a_source_that_fails_gets_back_what_is_needed),
 		cmocka_unit_test(test_a_request_of_another_cpu_is_served_a_few_pages_at_a_time),
 		cmocka_unit_test(test_pages_that_others_emptied_are_found_a_few_at_a_time),
 		cmocka_unit_test(

@@ -118,14 +118,16 @@ struct kslab_owner {
 	/* [o] for giving pages back: class whose empty pages go next; whose page became empty last */
 	struct kslab_sc *looked, *emptied;
 	/*
-	 * [o] a sweep of the partial pages: the class that it has come to (NULL: none began), that
-	 * class's last page then (it may be gone since: compared, not followed), pages to look at
+	 * [o] a sweep of partial and empty pages: the class that it has come to (NULL: none began),
+	 * the list, its last page then (it may be gone since: compared, not followed), pages to
+	 * look at there
 	 */
 	struct kslab_sc *swept;
+	struct kslab_page_list *sweep_list;
 	const struct kslab_page *sweep_end;
 	uint32_t sweep_left;
-	uint32_t sweep_epoch; /* [o] reclaim request that it serves */
-	uintptr_t reserved2[(64 - 8) / sizeof(uintptr_t) - 6];
+	uint32_t
+		sweep_epoch; /* [o] reclaim request that it serves; in a parked zone: see reclaim.c */
 } __attribute__((aligned(64)));
 
 /*

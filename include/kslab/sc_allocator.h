@@ -44,7 +44,7 @@ struct kslab_sc_allocator {
  */
 #define KSLAB_SC_INIT(size_, page_bytes_)                                                          \
 	{                                                                                          \
-		{ 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, { 0 } },    \
+		{ 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0 },     \
 			KSLAB_SC_CORE_INIT((size_), KSLAB_CLASS_CACHE), (page_bytes_), 0, 0        \
 	}
 

@@ -86,7 +86,8 @@ static size_t next_page; /* first that was never given out */
 static void *returned[8192]; /* single pages that came back */
 static size_t returned_pages;
 static size_t source_frees;
-static bool refuses, spreads; /* the source: gives nothing; each page in a leaf of its own */
+/* The source: gives nothing; what came back only; each page in a leaf of its own. */
+static bool refuses, is_out, spreads;
 
 static void *source_alloc(void *ctx, size_t pages)
 {
@@ -97,6 +98,8 @@ static void *source_alloc(void *ctx, size_t pages)
 		return NULL;
 	if (pages == 1 && returned_pages != 0)
 		return returned[--returned_pages];
+	if (is_out)
+		return NULL;
 	if (spreads && pages == 1) {
 		next_page++;
 		return memory + i % KSLAB_CFG_TOP_ENTRIES * SPAN + i / KSLAB_CFG_TOP_ENTRIES * PAGE;
@@ -164,7 +167,7 @@ static void begin(const struct kslab_config *config)
 {
 	must(madvise(memory, WINDOW, MADV_DONTNEED) == 0, "madvise");
 	next_page = returned_pages = source_frees = purges = 0;
-	refuses = spreads = false;
+	refuses = is_out = spreads = false;
 	worst_cpu = worst_nmi = 0;
 	must(kslab_init(config) == KSLAB_OK, "init");
 	for (unsigned cpu = 1; cpu <= 2 && config->alloc_pages != NULL; cpu++) {
@@ -475,9 +478,11 @@ static void malloc_relieve(size_t pages)
 	begin(&config);
 	fill(512, pages);
 	free_all();
-	refuses = true;
-	STEP(kslab_malloc(1024));
-	must(returned_pages >= pages, "no pages went back");
+	is_out = true;
+	for (size_t i = 0; i < SAMPLES; i++)
+		STEP(object[i] = kslab_malloc(PAGE));
+	for (size_t i = 0; i < SAMPLES; i++)
+		must(object[i] != NULL, "no page was taken back");
 }
 
 /* A CPU has left pages with free slots behind. */
@@ -1069,14 +1074,14 @@ static const struct scene {
 	{ "kslab_malloc", "memory asked for, remote frees", malloc_request_sweep, 30000, 0 },
 	{ "kslab_malloc", "memory asked for, and mail", malloc_request_mail, 30000, 0 },
 	{ "kslab_malloc", "the retention was lowered", malloc_retention, 8000, 0 },
-	{ "kslab_malloc", "fails: nothing to take back", malloc_fails, OPEN, 0 },
-	{ "kslab_malloc", "source fails, empty pages go back", malloc_relieve, OPEN, 0 },
+	{ "kslab_malloc", "fails: nothing to take back", malloc_fails, PAGES, 0 },
+	{ "kslab_malloc", "source fails, empty pages go back", malloc_relieve, 4000, 0 },
 	{ "kslab_malloc", "adopts a page out of limbo", malloc_adopt, 1500, 0 },
-	{ "kslab_malloc", "limbo has mail", malloc_limbo_mail, OPEN, OPEN },
+	{ "kslab_malloc", "limbo has mail", malloc_limbo_mail, 3500, 0 },
 	{ "kslab_malloc", "limbo holds other classes", malloc_limbo_other, 6000, LEAF },
 	{ "kslab_malloc", "large, 5 pages", malloc_large, 6000, LEAF },
 	{ "malloc and free", "large, 5 pages of a region", malloc_large_region, 6000, LEAF },
-	{ "kslab_malloc", "large, as many pages", malloc_large_long, PAGES, OPEN },
+	{ "kslab_malloc", "large, as many pages", malloc_large_long, PAGES, LEAF },
 	{ "kslab_free", "hot path", free_hot, 60, 0 },
 	{ "kslab_free", "first free slot of a full page", free_first, 400, 0 },
 	{ "kslab_free", "any object, without retention", free_eager, 600, 0 },
@@ -1103,14 +1108,14 @@ static const struct scene {
 	{ "kslab_reclaim 1", "partial pages", reclaim_partial, PAGES, 0 },
 	{ "kslab_reclaim 1", "empty pages", reclaim_empty, PAGES, 0 },
 	{ "kslab_reclaim 1", "full pages", reclaim_full, 3500, 0 },
-	{ "kslab_reclaim 1", "pages in limbo", reclaim_limbo, PAGES, OPEN },
+	{ "kslab_reclaim 1", "pages in limbo", reclaim_limbo, PAGES, 600 },
 	{ "kslab_idle", "nothing pending, partial pages", idle_nothing, 600, 0 },
 	{ "kslab_idle", "one remote free, partial pages", idle_pending, PAGES, 0 },
 	{ "kslab_idle", "mail", idle_mail, PAGES, 0 },
 	{ "kslab_quiesce", "partial pages", quiesce, PAGES, 0 },
-	{ "kslab_reserve 1", "partial pages", reserve, OPEN, 0 },
+	{ "kslab_reserve 1", "partial pages", reserve, 600, 0 },
 	{ "set_retention", "to nothing", retention, 50, 0 },
-	{ "cpu_offline", "partial pages", cpu_offline, PAGES, OPEN },
+	{ "cpu_offline", "partial pages", cpu_offline, PAGES, 600 },
 	{ "cpu_online", "with pages in limbo; a new CPU", cpu_online, 5000, 0 },
 };
 #define SCENES (sizeof(scenes) / sizeof(*scenes))
