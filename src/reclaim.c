@@ -485,7 +485,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 			return reason;
 		kslab_zone_start(heap, zone, cpu, 0);
 	}
-	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_ACQUIRE(&z->inner)) {
+	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_RELAXED(&z->inner)) {
 		if (!kslab_heap_lock(heap, &state))
 			return KSLAB_BUSY;
 		stop_lingering(heap, z); /* from here on nobody else operates it */
@@ -519,14 +519,14 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	zone = heap->zone[cpu];
 	if (zone == &kslab_zone_none)
 		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is not online");
-	if (KSLAB_LOAD_ACQUIRE(&heap->limbo) == NULL) {
+	if (KSLAB_LOAD_RELAXED(&heap->limbo) == NULL) {
 		struct kslab_zone *limbo = kslab_meta_alloc(heap, sizeof(*limbo), 0, &reason),
 				  *none = NULL;
 
 		if (limbo == NULL)
 			return reason;
 		kslab_zone_start(heap, limbo, 0, 0);
-		KSLAB_CAS_ACQ_REL(&heap->limbo, &none, limbo);
+		KSLAB_CAS_RELEASE(&heap->limbo, &none, limbo); /* for limbo_of */
 	}
 	KSLAB_STORE_RELEASE(&heap->parked[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
