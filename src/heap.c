@@ -388,6 +388,8 @@ static bool sweep_next_class(struct kslab_heap *heap, struct kslab_zone *zone, s
 	while ((uintptr_t)sc - (uintptr_t)zone->sc < sizeof(zone->sc) - sizeof(*sc) &&
 	       sc->pages == 0)
 		sc++;
+	if (sc != NULL && sc->pages == 0)
+		sc = kslab_zone_next_sc(zone, sc);
 	if (sc == NULL)
 		return false;
 	if (heap->debug_level != 0)

@@ -15,12 +15,6 @@
 /* Calls of alloc_pages that may be under way at once; deeper recursion is refused with REENTRY. */
 #define SOURCE_DEPTH_MAX (8u * KSLAB_CFG_CPUS)
 
-/*
- * Pieces that a free purges while its region is above purge_bytes, down to half of that. A free
- * makes one run dirty; most are one piece, and all of them no more than these on average.
- */
-#define PURGE_MOST 4u
-
 /* ---- lock ------------------------------------------------------------------------------------ */
 
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
@@ -586,6 +580,15 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 	return reason;
 }
 
+/*
+ * Pieces that the free of a run purges while its region is above purge_bytes, down to half of that:
+ * more than it adds, and four for a page.
+ */
+static size_t purge_pieces(size_t pages)
+{
+	return 4 + 2 * (size_t)kslab_log2(pages) + (pages >> 10);
+}
+
 /* Purge one free piece, if more is dirty than is to be kept. Return: false: that was it. */
 static bool purge_piece(struct kslab_heap *heap, struct kslab_region *region, size_t keep)
 {
@@ -634,7 +637,7 @@ void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, si
 	kslab_heap_unlock(heap, state);
 	if (region == NULL)
 		heap->free_pages(heap->source_ctx, (void *)address, pages);
-	for (unsigned n = 0; n < PURGE_MOST && is_purging; n++)
+	for (size_t most = purge_pieces(pages); most != 0 && is_purging; most--)
 		is_purging = purge_piece(heap, region, limit / 2);
 }
 

@@ -106,8 +106,8 @@ static void unlock_reporting(struct kslab_heap *heap, struct kslab_lock_state *s
  * Pages of one class of a zone on their way to limbo that may be found QUEUED, before the next class
  * is turned to: as many in each of the three lists as can be on their way into a mailbox at once.
  */
-#define REFUSALS_MOST (3u * KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS)
-#define CLASSES_A_STEP 8u
+#define REFUSALS_MOST (KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS)
+#define CLASSES_A_STEP 16u
 
 /*
  * Hand one page of a class over. One that is QUEUED goes to the tail of its list, and another list
@@ -159,10 +159,10 @@ static bool move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 	if (sc == &zone->sc[KSLAB_CLASSES])
 		return false;
 	owner->swept = sc;
-	owner->sweep_left = REFUSALS_MOST;
+	owner->sweep_left = 3 * (sc->pages < REFUSALS_MOST ? sc->pages : REFUSALS_MOST);
 	if (sc->page != NULL)
 		kslab_sc_retire(owner, sc);
-	return true;
+	return move_page(heap, zone, sc);
 }
 
 /* What a harvest of a zone without a CPU found late is reported with limbo's. */
@@ -183,8 +183,9 @@ static void pass_on_late(struct kslab_owner *owner, struct kslab_owner *limbo)
 static bool tend_step(struct kslab_heap *heap, unsigned *zones)
 {
 	struct kslab_owner *limbo = &limbo_of(heap)->owner;
-	struct kslab_zone **link = &heap->lingering, *zone;
+	struct kslab_zone **link = &heap->lingering, *zone, *next;
 	struct kslab_page *page = kslab_sc_next_mail(limbo);
+	bool goes_on;
 
 	if (page != NULL) {
 		struct kslab_sc *sc = page->sc;
@@ -198,16 +199,18 @@ static bool tend_step(struct kslab_heap *heap, unsigned *zones)
 	zone = *link;
 	if (zone == NULL)
 		return false;
-	if (!move_to_limbo(heap, zone)) {
-		/* A class is left behind when it has no page, or pages that are QUEUED. */
-		if (zone->owner.sweep_epoch == 0)
-			KSLAB_STORE_RELAXED(link, zone->lingering);
-		else
-			++*zones;
-		kslab_sc_sweep_end(&zone->owner);
-	}
+	next = zone->lingering;
+	goes_on = move_to_limbo(heap, zone);
 	pass_on_late(&zone->owner, limbo);
-	return true;
+	if (goes_on)
+		return true;
+	/* A class is left behind when it has no page, or pages that are QUEUED. */
+	if (zone->owner.sweep_epoch == 0)
+		KSLAB_STORE_RELAXED(link, next);
+	else
+		++*zones;
+	kslab_sc_sweep_end(&zone->owner);
+	return next != NULL;
 }
 
 /* The lock is dropped after each step. @reports: what is found late is told of; no zone is entered. */
@@ -279,13 +282,15 @@ static struct kslab_page *take_from_limbo(struct kslab_heap *heap)
 {
 	struct kslab_zone *limbo = limbo_of(heap);
 	struct kslab_page *page = NULL;
+	bool has_empty = true;
 
-	for (unsigned n = 0; n <= KSLAB_CLASSES && page == NULL; n += CLASSES_A_STEP) {
+	for (unsigned n = 0; n <= KSLAB_CLASSES && page == NULL && has_empty; n += CLASSES_A_STEP) {
 		struct kslab_lock_state state;
 
 		if (!kslab_heap_lock(heap, &state))
 			break;
 		page = kslab_zone_take_empty(heap, limbo, CLASSES_A_STEP);
+		has_empty = limbo->owner.empty_run != 0;
 		if (page != NULL) {
 			note_class(heap, page->sc);
 			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
@@ -318,6 +323,11 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want, bool looks)
 /* Steps of bringing limbo up to date, and pages tried, in one call of adopt. */
 #define ADOPT_STEPS 4u
 
+static bool has_class(const struct kslab_heap *heap, unsigned cls)
+{
+	return KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1;
+}
+
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls)
 {
@@ -330,9 +340,10 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	 * A quick look: most slow paths have nothing to find here. Mail may change that: then the
 	 * next steps of taking it in are done here, those after them by the next call.
 	 */
-	if (kslab_sc_has_mail(&limbo->owner) || KSLAB_LOAD_RELAXED(&heap->lingering) != NULL)
+	if (!has_class(heap, cls) &&
+	    (kslab_sc_has_mail(&limbo->owner) || KSLAB_LOAD_RELAXED(&heap->lingering) != NULL))
 		tend_limbo(heap, ADOPT_STEPS, false);
-	if (!(KSLAB_LOAD_RELAXED(&heap->limbo_classes[cls / 32]) >> cls % 32 & 1))
+	if (!has_class(heap, cls))
 		return false;
 	if (!kslab_heap_lock(heap, &state))
 		return false;
@@ -476,7 +487,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 			return reason;
 		kslab_zone_start(heap, zone, cpu, 0);
 	}
-	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_ACQUIRE(&z->inner)) {
+	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_RELAXED(&z->inner)) {
 		if (!kslab_heap_lock(heap, &state))
 			return KSLAB_BUSY;
 		stop_lingering(heap, z); /* from here on nobody else operates it */
@@ -501,6 +512,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	struct kslab_zone *zone;
 	enum kslab_reason reason;
 	size_t held = 0;
+	unsigned zones = 0;
+	bool goes_on;
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
@@ -509,14 +522,14 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	zone = heap->zone[cpu];
 	if (zone == &kslab_zone_none)
 		return refuse_cpu(heap, cpu, KSLAB_CALLER(), "cpu is not online");
-	if (KSLAB_LOAD_ACQUIRE(&heap->limbo) == NULL) {
+	if (KSLAB_LOAD_RELAXED(&heap->limbo) == NULL) {
 		struct kslab_zone *limbo = kslab_meta_alloc(heap, sizeof(*limbo), 0, &reason),
 				  *none = NULL;
 
 		if (limbo == NULL)
 			return reason;
 		kslab_zone_start(heap, limbo, 0, 0);
-		KSLAB_CAS_ACQ_REL(&heap->limbo, &none, limbo);
+		KSLAB_CAS_RELEASE(&heap->limbo, &none, limbo); /* for limbo_of */
 	}
 	KSLAB_STORE_RELEASE(&heap->parked[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
@@ -543,8 +556,10 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	}
 	heap->cpus_online--;
 	linger(heap, zone, held);
-	kslab_heap_unlock(heap, &state);
-	tend_limbo(heap, KSLAB_ALL, true);
+	goes_on = tend_step(heap, &zones);
+	unlock_reporting(heap, &state);
+	if (goes_on)
+		tend_limbo(heap, KSLAB_ALL, true);
 	for (struct kslab_page *page; spare != NULL; spare = page) {
 		page = spare->mail_next;
 		kslab_large_release(heap, spare);

@@ -167,7 +167,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
  * kslab_cpu_offline - hand the pages of a CPU to the others
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
  * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
- * again. Complexity: O(pages of that CPU), a page at a time with interrupts off (600). Pages whose
+ * again. Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
  * mail is on its way just then follow when somebody looks for pages, reclaims or quiesces.
  */
 enum kslab_reason kslab_cpu_offline(unsigned cpu);

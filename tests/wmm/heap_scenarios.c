@@ -571,6 +571,7 @@ const struct weakened weakened[] = {
 	{ "page_source", "kslab_heap_lock", NULL },
 	{ "page_source", "kslab_heap_unlock", NULL },
 	{ "reclaim", "add_harvested", NULL },
+	{ "reclaim", "limbo_of", NULL },
 	{ "heap", "kslab_heap_each_zone", NULL },
 	{ "heap", "kslab_heap_add_level", "CAS_RELEASE" },
 	{ "reclaim", "kslab_heap_cpu_online", NULL },

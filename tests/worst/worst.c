@@ -1115,7 +1115,7 @@ static const struct scene {
 	{ "kslab_quiesce", "partial pages", quiesce, PAGES, 0 },
 	{ "kslab_reserve 1", "partial pages", reserve, 600, 0 },
 	{ "set_retention", "to nothing", retention, 50, 0 },
-	{ "cpu_offline", "partial pages", cpu_offline, PAGES, 600 },
+	{ "cpu_offline", "partial pages", cpu_offline, PAGES, 900 },
 	{ "cpu_online", "with pages in limbo; a new CPU", cpu_online, 5000, 0 },
 };
 #define SCENES (sizeof(scenes) / sizeof(*scenes))
