@@ -6,12 +6,12 @@
 # tests/bench/icount.sh [-o DIR] [-p "PAGES ..."]
 # x86_64, gcc -O2 and the flags of the kernel library, one CPU, LEVELS=1 and 4. Means of 20,000
 # pairs by callgrind: hot (one object, again and again), random (replacement all over the heap, slow
-# paths included), in heaps of 1 to 100,000 pages; then the dearest single call, by stepping
+# paths included), in heaps of 1 to 1,800,000 pages (7 GiB); then the dearest single call, by stepping
 # through each. Exits with 1 if a hot mean differs by more than 10 % between the sizes.
 set -eu
 cd "$(dirname "$0")/../.."
 
-out=build/bench/icount sizes='1 64 1000 10000 100000'
+out=build/bench/icount sizes='1 256 10000 100000 1800000'
 while getopts o:p: option; do
 	case $option in
 	o) out=$OPTARG ;;
