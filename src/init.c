@@ -172,10 +172,40 @@ static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 	return KSLAB_OK;
 }
 
-enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config)
+/* What the configuration says beside the geometry, which is set; 0 means the default. */
+static void take_config(struct kslab_heap *heap, const struct kslab_config *config)
 {
 	const size_t retain =
 		config->retain_bytes == 0 ? DEFAULT_RETAIN_BYTES : config->retain_bytes;
+
+	heap->packs = config->packs;
+	heap->max_pages = config->max_pages;
+	heap->purge_bytes = config->purge_bytes != 0 ? config->purge_bytes : DEFAULT_PURGE_BYTES;
+	heap->alloc_pages = config->alloc_pages;
+	heap->free_pages = config->free_pages;
+	heap->purge = config->purge;
+	heap->source_ctx = config->source_ctx;
+	heap->report = config->report;
+	heap->report_ctx = config->report_ctx;
+	heap->debug_level =
+		config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
+	heap->debug_flags = config->debug_flags;
+	if (heap->debug_level != 0)
+		kslab_debug_init(heap);
+	heap->quarantine.capacity = config->quarantine_objects == 0 ? DEFAULT_QUARANTINE_OBJECTS
+				    : config->quarantine_objects == KSLAB_QUARANTINE_NONE
+					    ? 0
+					    : config->quarantine_objects;
+	heap->quarantine.max_bytes =
+		config->quarantine_bytes != 0 ? config->quarantine_bytes : DEFAULT_QUARANTINE_BYTES;
+	heap->retain_run = retain == KSLAB_RETAIN_NONE ? 0 : retain >> heap->page_shift;
+	heap->emergency_target = config->emergency_pages;
+	heap->flat_map = config->flat_map;
+	heap->flat_map_bytes = config->flat_map_bytes;
+}
+
+enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config)
+{
 	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : DEFAULT_PAGE_BYTES;
 	size_t max_page_bytes =
 		config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
@@ -203,34 +233,11 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
 	heap->page_shift = kslab_log2(page_bytes);
 	heap->max_page_bytes = max_page_bytes;
 	heap->min_align = min_align;
-	heap->packs = config->packs;
 	heap->grain_shift = KSLAB_CFG_GRAIN_SHIFT;
 	heap->leaf_shift = KSLAB_CFG_LEAF_SHIFT;
 	heap->levels = KSLAB_CFG_LEVELS;
-	heap->max_pages = config->max_pages;
-	heap->purge_bytes = config->purge_bytes != 0 ? config->purge_bytes : DEFAULT_PURGE_BYTES;
-	heap->alloc_pages = config->alloc_pages;
-	heap->free_pages = config->free_pages;
-	heap->purge = config->purge;
-	heap->source_ctx = config->source_ctx;
-	heap->report = config->report;
-	heap->report_ctx = config->report_ctx;
-	heap->debug_level =
-		config->debug_level > KSLAB_CFG_DEBUG ? config->debug_level : KSLAB_CFG_DEBUG;
-	heap->debug_flags = config->debug_flags;
-	if (heap->debug_level != 0)
-		kslab_debug_init(heap);
-	heap->quarantine.capacity = config->quarantine_objects == 0 ? DEFAULT_QUARANTINE_OBJECTS
-				    : config->quarantine_objects == KSLAB_QUARANTINE_NONE
-					    ? 0
-					    : config->quarantine_objects;
-	heap->quarantine.max_bytes =
-		config->quarantine_bytes != 0 ? config->quarantine_bytes : DEFAULT_QUARANTINE_BYTES;
-	heap->retain_run = retain == KSLAB_RETAIN_NONE ? 0 : retain >> heap->page_shift;
 	heap->run_limit = UINT16_MAX;
-	heap->emergency_target = config->emergency_pages;
-	heap->flat_map = config->flat_map;
-	heap->flat_map_bytes = config->flat_map_bytes;
+	take_config(heap, config);
 	if (config->window_base != 0)
 		kslab_source_place_window(heap, config->window_base, 0);
 	init_routes(heap);
