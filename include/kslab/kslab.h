@@ -24,8 +24,9 @@
  *
  * Longest calls are given in instructions (x86_64, gcc -O2, pages of 4 KiB with up to 512 slots; page
  * source, report hook and the filling of memory excluded) as make worst holds them. Interrupts are
- * off for at most 400 of them, where a leaf of the page map is made 3,000. Two things still
- * lengthen both: pages of the source that lie apart, so that each needs a leaf of the map (by the
+ * off for at most 400 of them; 700 where a page goes back to a region, 900 where pages of a CPU that
+ * is gone are moved or looked at, 3,000 where a leaf of the page map is made, 60,000 in the first
+ * call. Two things still lengthen both: pages of the source that lie apart, so that each needs a leaf of the map (by the
  * leaves that the map does not know itself), and emergency_pages (by how many there are).
  *
  * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap,

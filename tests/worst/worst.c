@@ -1073,7 +1073,7 @@ static const struct scene {
 	{ "kslab_malloc", "another CPU asked for memory", malloc_request, 5000, 0 },
 	{ "kslab_malloc", "memory asked for, remote frees", malloc_request_sweep, 30000, 0 },
 	{ "kslab_malloc", "memory asked for, and mail", malloc_request_mail, 30000, 0 },
-	{ "kslab_malloc", "the retention was lowered", malloc_retention, 8000, 0 },
+	{ "kslab_malloc", "the retention was lowered", malloc_retention, 6000, 0 },
 	{ "kslab_malloc", "fails: nothing to take back", malloc_fails, PAGES, 0 },
 	{ "kslab_malloc", "source fails, empty pages go back", malloc_relieve, 4000, 0 },
 	{ "kslab_malloc", "adopts a page out of limbo", malloc_adopt, 1500, 0 },
