@@ -352,7 +352,8 @@ enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_ca
 /*
  * kslab_cache_destroy - give all pages back
  * Refused with BAD_ARGUMENT after fault LIVE_OBJECTS (count, first object) if any object is live.
- * Context: nobody else uses the cache.
+ * Context: nobody else uses the cache; and since the pages that other CPUs made for it are taken out
+ * of their zones, those CPUs MUST not be inside kslab meanwhile (parked, or stopped in a rendezvous).
  */
 enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache);
 /* The same, but live objects are lost with it. Return: how many there were. */
