@@ -44,23 +44,20 @@ void kslab_debug_init(struct kslab_heap *heap)
 /* ---- judge a slot by its contents ------------------------------------------------------------ */
 
 /*
- * A live slot. Return: NONE, or the first byte known to be wrong. *cls: of level 0; KSLAB_CLASSES:
- * the slot's own.
+ * A live slot. Return: NONE, or the first byte known to be wrong. *kind: of level 0, as in info_of.
  */
-static size_t live_damage(const struct slot *slot, size_t *n, unsigned *cls)
+static size_t live_damage(const struct slot *slot, size_t *n, unsigned *kind)
 {
 	size_t wrong = NONE, end = slot->room, at;
 
-	if (slot->cache == NULL && slot->trailer == NULL) {
-		if (KSLAB_LIKELY(read_sound_tail((uintptr_t)slot->start, slot->bytes, hash_of(slot),
-						 n, cls)))
-			return NONE;
-	}
-	*cls = KSLAB_CLASSES;
+	*kind = ROUTED;
+	if (slot->cache == NULL && slot->trailer == NULL &&
+	    KSLAB_LIKELY(read_sound_tail((uintptr_t)slot->start, slot->bytes, hash_of(slot), n)))
+		return NONE;
 	if (slot->trailer != NULL) {
-		wrong = read_trailer(slot, n, cls);
+		wrong = read_trailer(slot, n, kind);
 	} else if (slot->cache == NULL) {
-		wrong = read_tail(slot, n, cls);
+		wrong = read_tail(slot, n, kind);
 		if (slot->bytes - *n >= TAIL_LONG)
 			end = slot->bytes - TAIL_LONG;
 	} else {
@@ -127,12 +124,12 @@ static void describe(const struct kslab_heap *heap, const struct kslab_page *pag
 static enum verdict judge(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			  const struct slot *slot, size_t *n, struct kslab_report *report)
 {
-	unsigned cls;
+	unsigned kind;
 	size_t wrong;
 
 	if (is_free(page, index, slot))
 		return SLOT_FREE;
-	wrong = live_damage(slot, n, &cls);
+	wrong = live_damage(slot, n, &kind);
 	if (wrong == NONE)
 		return SLOT_FINE;
 	/*
@@ -174,7 +171,7 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 			   uint32_t index, const char **what)
 {
 	const struct slot slot = slot_of(heap, page, index);
-	unsigned cls;
+	unsigned kind;
 	size_t n;
 
 	if (!is_free_bit(page, index) && is_live_sound(&slot))
@@ -185,14 +182,14 @@ size_t kslab_debug_inspect(const struct kslab_heap *heap, const struct kslab_pag
 		return free_damage(heap, &slot);
 	}
 	*what = "the redzone of a live object was overwritten";
-	return live_damage(&slot, &n, &cls);
+	return live_damage(&slot, &n, &kind);
 }
 
 bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 		      size_t *bytes)
 {
 	struct slot slot;
-	unsigned cls;
+	unsigned kind;
 	size_t n;
 
 	if (page->state == KSLAB_PAGE_LARGE) {
@@ -202,7 +199,7 @@ bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *pa
 	slot = slot_of(heap, page, index);
 	if (slot.trailer != NULL && is_freed(slot.trailer))
 		return false;
-	*bytes = live_damage(&slot, &n, &cls) == NONE ? n : slot.bytes;
+	*bytes = live_damage(&slot, &n, &kind) == NONE ? n : slot.bytes;
 	return true;
 }
 
@@ -224,7 +221,10 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 		natural = heap->page_bytes;
 	if (*align < natural)
 		*align = natural;
-	*n += heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN;
+	if (heap->debug_level >= 2)
+		*n += REDZONE_MIN + sizeof(struct trailer);
+	else
+		*n += *n != 0 ? SLACK_MIN : NOTHING_MIN;
 }
 
 size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align)
@@ -252,8 +252,8 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 			       const void *p, size_t align, size_t n)
 {
 	struct slot slot;
+	unsigned cls, kind;
 	uint32_t index;
-	unsigned cls;
 	size_t asked;
 
 	if (page->state == KSLAB_PAGE_LARGE)
@@ -263,10 +263,10 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 	    index >= page->slots)
 		return true; /* another fault, or none that is ours: the free itself will find it */
 	slot = slot_of(heap, page, index);
-	if (is_free(page, index, &slot) || live_damage(&slot, &asked, &cls) != NONE)
+	if (is_free(page, index, &slot) || live_damage(&slot, &asked, &kind) != NONE)
 		return true;
-	return kslab_heap_plain_class(heap, n, align) ==
-	       (cls < KSLAB_CLASSES ? cls : page->sc->cls);
+	cls = kind == ROUTED ? kslab_heap_plain_class(heap, asked, 1) : kind;
+	return kslab_heap_plain_class(heap, n, align) == cls;
 }
 
 /* ---- the life of a slot ---------------------------------------------------------------------- */
@@ -344,7 +344,7 @@ static size_t take(struct kslab_heap *heap, const struct slot *slot, size_t n, u
  * memory.
  */
 static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot,
-				    const struct kslab_request *request, size_t n, unsigned cls)
+				    const struct kslab_request *request, size_t n, unsigned kind)
 {
 	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)slot.start);
 	struct kslab_report report = { .fault = KSLAB_FAULT_USE_AFTER_FREE,
@@ -356,7 +356,7 @@ static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot,
 	wrong = take(heap, &slot, n, request->flags);
 	if (KSLAB_UNLIKELY(wrong != NONE))
 		describe(heap, page, &slot, &report);
-	arm(&slot, n, cls);
+	arm(&slot, n, kind);
 	if (slot.trailer != NULL) {
 		struct trailer *trailer = slot.trailer;
 
@@ -364,7 +364,7 @@ static KSLAB_COLD void issue_slowly(struct kslab_heap *heap, struct slot slot,
 			memset(trailer, 0, sizeof(*trailer));
 		trailer->alloc_caller = request->caller;
 		trailer->serial = next_serial(heap);
-		trailer->info = info_of(request->cache == NULL ? n : 0, cls) ^ hash_of(&slot);
+		trailer->info = info_of(request->cache == NULL ? n : 0, kind) ^ hash_of(&slot);
 		seal(trailer, LIVE);
 	}
 	give_slot(&slot, n, is_zeroed(heap, request->flags));
@@ -380,7 +380,7 @@ KSLAB_COLD void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t sta
 {
 	const struct kslab_request request = { NULL, 0, kind >> 8, caller };
 
-	issue_slowly(heap, slot_at(heap, start, bytes, NULL), &request, n, class_in(heap, n, kind));
+	issue_slowly(heap, slot_at(heap, start, bytes, NULL), &request, n, kind & 0xff);
 	return (void *)start;
 }
 
@@ -392,12 +392,13 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 
 	if (request->cache == NULL)
 		kslab_debug_issue_class(heap, (uintptr_t)object, bytes, n,
-					kslab_heap_plain_class(heap, n, align) | request->flags
-											 << 8,
+					(align == 1 ? ROUTED
+						    : kslab_heap_plain_class(heap, n, align)) |
+						request->flags << 8,
 					request->caller);
 	else
 		issue_slowly(heap, slot_at(heap, (uintptr_t)object, bytes, request->cache), request,
-			     n, 0);
+			     n, ROUTED);
 }
 
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
@@ -423,15 +424,14 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
 			size_t old, size_t n)
 {
 	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, NULL);
-	unsigned cls = kslab_heap_plain_class(heap, n, 1);
 	size_t kept = n < old ? n : old;
 
 	KSLAB_PORT_UNPOISON(slot.start + kept, slot.bytes - kept);
 	if (n > old)
 		fill(slot.start + old, n - old, fresh(heap, 0));
-	arm(&slot, n, cls);
+	arm(&slot, n, ROUTED);
 	if (slot.trailer != NULL) {
-		slot.trailer->info = info_of(n, cls) ^ hash_of(&slot);
+		slot.trailer->info = info_of(n, ROUTED) ^ hash_of(&slot);
 		seal(slot.trailer, LIVE);
 	}
 	KSLAB_PORT_UNPOISON(slot.start + kept, n - kept);

@@ -9,7 +9,7 @@
  *     | n bytes of the client | redzone 0xbb ... | tail |
  *
  * Tail: the last byte is a code, the slack (slot - n) if that is 2..7, or "long": then 4 bytes, 8
- * before the end, hold n and the class that level 0 would have taken; or "free". Both are mixed
+ * before the end, hold n twice, and the class of level 0 if that is not what n leads to; or "free". Both are mixed
  * with the address, codes are 0x80..0xfe, so that no zero, no text, no ~0 and no poison looks like
  * one. Objects of a cache have the code only.
  *
@@ -70,8 +70,8 @@ void kslab_debug_issue(struct kslab_heap *heap, void *object, const struct kslab
 bool kslab_debug_measure(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
 			 size_t *n, const void *caller);
 /*
- * The same for a slot of a class. kind: the class of level 0, the flags of the request from bit 8
- * on. slowly: byte by byte; reports what it finds. Return: the object.
+ * The same for a slot of a class. kind: the class of level 0, KSLAB_CLASSES: what n alone leads to;
+ * the flags of the request from bit 8 on. slowly: byte by byte; reports what it finds. Return: the object.
  */
 void *kslab_debug_issue_class(struct kslab_heap *heap, uintptr_t start, size_t bytes, size_t n,
 			      unsigned kind, const void *caller);
@@ -80,6 +80,8 @@ void *kslab_debug_issue_slowly(struct kslab_heap *heap, uintptr_t start, size_t 
 /* The same for an allocation of a class that may have failed. Return: the object, or NULL. */
 void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct kslab_request *request,
 			 size_t n, size_t align);
+/* Up to how many bytes a request may go the quick way, and lies right; route_limit as at level 0. */
+size_t kslab_debug_quick_limit(const struct kslab_heap *heap, size_t route_limit);
 /* kslab_heap_malloc at a debug level; flags: KSLAB_ZERO or none. The quick way if there is one. */
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
 void *kslab_debug_malloc_1(size_t n, struct kslab_heap *heap, const void *caller);

@@ -49,7 +49,7 @@ KSLAB_INLINE void *issue_1(struct kslab_heap *heap, uintptr_t start, size_t byte
 	if (KSLAB_UNLIKELY(*tail_at(start + bytes - TAIL_LONG) != free_tail(hash, old)) ||
 	    KSLAB_UNLIKELY(!renew(start, bytes - TAIL_LONG, old, new)))
 		return kslab_debug_issue_slowly(heap, start, bytes, n, kind, caller);
-	set_slack(start, bytes, n, class_in(heap, n, kind), hash, wide(new));
+	set_slack(start, bytes, n, kind & 0xff, hash, wide(new));
 	give_bytes(start, bytes, n, is_zeroed(heap, kind >> 8));
 	return (void *)start;
 }
@@ -68,7 +68,7 @@ KSLAB_INLINE void *issue_2(struct kslab_heap *heap, uintptr_t start, size_t byte
 		return kslab_debug_issue_slowly(heap, start, bytes, n, kind, caller);
 	trailer->alloc_caller = caller;
 	trailer->serial = next_serial(heap);
-	trailer->info = info_of(n, class_in(heap, n, kind)) ^ hash_at(start);
+	trailer->info = info_of(n, kind & 0xff) ^ hash_at(start);
 	seal(trailer, LIVE);
 	set_whole_redzone(start, n, room, wide(new));
 	give_bytes(start, bytes, n, is_zeroed(heap, kind >> 8));
@@ -108,42 +108,57 @@ static KSLAB_SLOW void *next_word(struct kslab_heap *heap, struct kslab_zone *zo
 }
 
 /*
- * n - 1 if n is a power of two or 0, else 0. Which it is, is chance: no comparison, of which
- * compilers would make a branch.
+ * n bytes and so many more, aligned as at level 0: a power of two to itself. At level 1 that is two
+ * of it. Whether n is one is chance: no branch, and at level 2, where there is more to compute, no
+ * comparison of which compilers would make one.
  */
-KSLAB_INLINE size_t power_mask(size_t n)
+KSLAB_INLINE size_t route_index(unsigned level, size_t n)
 {
-	size_t others = n & (n - 1);
+	const size_t more = REDZONE_MIN + sizeof(struct trailer);
+	size_t others = n & (n - 1), mask, last = others == 0 ? 2 * n - 1 : n + SLACK_MIN - 1;
 
-	return (n - 1) & (((others | (0 - others)) >> (8 * sizeof(n) - 1)) - 1);
+	KSLAB_HIDE(last);
+	if (level == 1)
+		return last / 8;
+	mask = (n - 1) & (((others | (0 - others)) >> (8 * sizeof(n) - 1)) - 1);
+	return (((n + more + mask) & ~mask) - 1) / 8;
 }
 
-/*
- * n bytes and so many more, aligned as at level 0: a power of two to itself. n = 0 makes a mask of
- * all ones, which leads to no class.
- */
+size_t kslab_debug_quick_limit(const struct kslab_heap *heap, size_t route_limit)
+{
+	size_t n, index, cls, mask;
+
+	for (n = 1; n < KSLAB_ROUTE_MAX_BYTES; n++) {
+		index = route_index(heap->debug_level, n);
+		if (index >= route_limit)
+			break;
+		cls = (heap->route[index] - offsetof(struct kslab_zone, sc)) /
+		      sizeof(struct kslab_sc);
+		mask = kslab_is_power_of_two(n) ? n - 1 : 0;
+		if ((kslab_class_bytes((unsigned)cls) & mask) != 0)
+			break;
+	}
+	return n - 1;
+}
+
 KSLAB_INLINE void *allocate(unsigned level, struct kslab_heap *heap, size_t n, unsigned flags,
 			    const void *caller)
 {
-	const size_t more = level == 1 ? SLACK_MIN : REDZONE_MIN + sizeof(struct trailer);
-	const size_t mask = power_mask(n);
-	const size_t index = (((n + more + mask) & ~mask) - 1) / 8;
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
 	void *object;
 	size_t bytes;
 
-	if (KSLAB_UNLIKELY(n >= KSLAB_ROUTE_MAX_BYTES ||
-			   index >= KSLAB_LOAD_RELAXED(&heap->debug_limit)))
+	if (KSLAB_UNLIKELY(n - 1 >= KSLAB_LOAD_RELAXED(&heap->debug_limit)))
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
-	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[index]);
-	bytes = sc->size;
-	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0 || (bytes & mask) != 0)) {
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
 		KSLAB_PORT_UNPIN();
 		return kslab_heap_alloc_any(heap, n, 1, flags, caller);
 	}
+	sc = (struct kslab_sc *)((uintptr_t)zone + heap->route[route_index(level, n)]);
+	bytes = sc->size;
 	kslab_zone_enter(zone);
 	if (KSLAB_UNLIKELY(*sc->word == 0))
 		return next_word(heap, zone, sc, n, flags, caller);
@@ -203,7 +218,6 @@ KSLAB_SLOW void kslab_debug_free_1(void *p, struct kslab_heap *heap, struct ksla
 	kslab_word *freed, word;
 	size_t bytes, n;
 	uint32_t index;
-	unsigned cls;
 
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_zone(heap);
@@ -217,8 +231,7 @@ KSLAB_SLOW void kslab_debug_free_1(void *p, struct kslab_heap *heap, struct ksla
 	if (KSLAB_UNLIKELY(index >= page->slots))
 		goto slow;
 	word = quiet_free(page, index, &freed);
-	if (KSLAB_UNLIKELY(word == 0) ||
-	    KSLAB_UNLIKELY(!read_sound_tail(address, bytes, hash, &n, &cls)))
+	if (KSLAB_UNLIKELY(word == 0) || KSLAB_UNLIKELY(!read_sound_tail(address, bytes, hash, &n)))
 		goto slow;
 	open_bytes(address, bytes);
 	/* Its code is the first to go, as in kslab_debug_retire. */

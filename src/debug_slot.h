@@ -16,6 +16,7 @@
  * trailer.
  */
 #define SLACK_MIN 2u
+#define NOTHING_MIN 9u /* a slot of nothing has the long form, and a word before it (is_redzone) */
 #define REDZONE_MIN 8u
 
 /*
@@ -45,7 +46,7 @@ struct trailer {
 
 _Static_assert(sizeof(struct trailer) == 5 * sizeof(uintptr_t), "a trailer is five words");
 
-/* For a class of level 0: what n is routed to. */
+/* For a class of level 0: the one that n leads to, without any alignment. */
 #define ROUTED KSLAB_CLASSES
 
 /* What is known of a slot without looking into it. */
@@ -89,11 +90,33 @@ KSLAB_INLINE bool is_zeroed(const struct kslab_heap *heap, unsigned flags)
 /* Whatever the client stored there. */
 typedef uintptr_t __attribute__((may_alias)) slot_word;
 typedef uint64_t __attribute__((may_alias)) slot_tail;
+typedef uintptr_t
+	__attribute__((vector_size(2 * sizeof(uintptr_t)), aligned(sizeof(uintptr_t)), may_alias))
+	slot_pair;
 
 /* A compare and a branch that is never taken each: less than to gather what differs. */
 KSLAB_INLINE bool are_4(const slot_word *w, uintptr_t pattern)
 {
 	return w[0] == pattern && w[1] == pattern && w[2] == pattern && w[3] == pattern;
+}
+
+/*
+ * At least n words, in blocks of 8; at most 7 more. Pairs, so that a compiler that may use vectors
+ * does: half the time.
+ */
+KSLAB_INLINE bool are_blocks(const slot_word *w, size_t n, uintptr_t pattern)
+{
+	const slot_pair want = { pattern, pattern };
+	const slot_word *end = w + n;
+	slot_pair other = { 0, 0 };
+
+	for (; w < end; w += 8) {
+		const slot_pair *pair = (const slot_pair *)w;
+
+		other |= ((pair[0] ^ want) | (pair[1] ^ want)) |
+			 ((pair[2] ^ want) | (pair[3] ^ want));
+	}
+	return (other[0] | other[1]) == 0;
 }
 
 /* Offset of the first of `bytes` bytes at p that is not `byte`, or NONE. */
@@ -105,12 +128,11 @@ static inline size_t find_other(const unsigned char *p, size_t bytes, unsigned c
 	for (; i < bytes && ((uintptr_t)(p + i) & (sizeof(uintptr_t) - 1)) != 0; i++)
 		if (p[i] != byte)
 			return i;
-	for (; i + 8 * sizeof(uintptr_t) <= bytes; i += 8 * sizeof(uintptr_t)) {
-		const slot_word *w = (const slot_word *)(const void *)(p + i);
-
-		if (!are_4(w, pattern) || !are_4(w + 4, pattern))
-			break;
-	}
+	/* Is it in the next 64 words; in which 8 of them; where there? */
+	for (unsigned words = 64; words >= 8; words /= 8)
+		while (i + words * sizeof(uintptr_t) <= bytes &&
+		       are_blocks((const slot_word *)(const void *)(p + i), words, pattern))
+			i += words * sizeof(uintptr_t);
 	for (; i < bytes; i++)
 		if (p[i] != byte)
 			return i;
@@ -261,25 +283,24 @@ KSLAB_INLINE uint32_t hash_of(const struct slot *slot)
 
 /* ---- tail of level 1 ------------------------------------------------------------------------- */
 
-/* n and the class of level 0; the top byte tells if one of the others was changed. */
-KSLAB_INLINE uint32_t info_of(size_t n, unsigned cls)
+/*
+ * n, and which class level 0 would have taken: one of its own, or ROUTED. The upper half is the
+ * lower one over again, mixed with the class twice, so that no byte can change unseen.
+ */
+KSLAB_INLINE uint32_t info_of(size_t n, unsigned kind)
 {
-	return (uint32_t)n | (uint32_t)cls << 16 | ((uint32_t)(n ^ n >> 8) ^ cls ^ 0x5c) << 24;
+	return (uint32_t)n * 0x10001u ^ (uint32_t)(kind ^ ROUTED) * 0x01010000u;
 }
 
-/* The class that is in kind; n != 0. */
-KSLAB_INLINE unsigned class_in(const struct kslab_heap *heap, size_t n, unsigned kind)
+KSLAB_INLINE unsigned kind_in(uint32_t info)
 {
-	if ((kind & 0xff) != ROUTED)
-		return kind & 0xff;
-	return (unsigned)((heap->route[(n - 1) / 8] - offsetof(struct kslab_zone, sc)) /
-			  sizeof(struct kslab_sc));
+	return ((info >> 16 ^ info) & 0xff) ^ ROUTED;
 }
 
 KSLAB_INLINE bool is_info(uint32_t info, const struct slot *slot, size_t slack)
 {
-	return info == info_of(info & 0xffff, info >> 16 & 0xff) &&
-	       (info & 0xffff) + slack <= slot->room && (info >> 16 & 0xff) < KSLAB_CLASSES;
+	return info == info_of(info & 0xffff, kind_in(info)) && kind_in(info) <= ROUTED &&
+	       (info & 0xffff) + slack <= slot->room;
 }
 
 KSLAB_INLINE unsigned step_of(uint32_t hash)
@@ -338,18 +359,18 @@ KSLAB_INLINE void set_code(const struct slot *slot, unsigned code)
 }
 
 /* Everything behind the n bytes of the client. */
-static inline void arm(const struct slot *slot, size_t n, unsigned cls)
+static inline void arm(const struct slot *slot, size_t n, unsigned kind)
 {
 	size_t slack = slot->bytes - n;
 
 	fill(slot->start + n, slot->room - n, REDZONE);
 	if (slot->cache == NULL && slot->trailer == NULL && slack >= TAIL_LONG)
-		*long_info(slot) = info_of(n, cls) ^ hash_of(slot);
+		*long_info(slot) = info_of(n, kind) ^ hash_of(slot);
 	set_code(slot, slot->cache == NULL && slack < TAIL_LONG ? (unsigned)slack : CODE_LONG);
 }
 
 /* The tail of a live slot of a class. Return: NONE, or the first byte known to be wrong. */
-static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls)
+static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *kind)
 {
 	unsigned code = code_of(slot);
 	uint32_t info;
@@ -367,7 +388,7 @@ static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *cls
 	if (find_other(slot->start + slot->bytes - 4, 3, REDZONE) != NONE &&
 	    find_other(slot->start + *n, slot->bytes - TAIL_LONG - *n, REDZONE) != NONE)
 		return slot->bytes - TAIL_LONG;
-	*cls = info >> 16 & 0xff;
+	*kind = kind_in(info);
 	return NONE;
 }
 
@@ -439,14 +460,14 @@ static inline bool is_whole(const struct trailer *trailer)
 }
 
 /* n of a live slot. Return: NONE, or the first byte known to be wrong. */
-static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *cls)
+static inline size_t read_trailer(const struct slot *slot, size_t *n, unsigned *kind)
 {
 	const struct trailer *trailer = slot->trailer;
 	bool sound = KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE);
 	uint32_t info = trailer->info ^ hash_of(slot);
 	size_t wrong;
 
-	*cls = info >> 16 & 0xff;
+	*kind = kind_in(info);
 	*n = slot->cache != NULL ? slot->cache->size : info & 0xffff;
 	if (sound)
 		return NONE;
@@ -512,10 +533,7 @@ KSLAB_INLINE bool are_words(uintptr_t start, size_t bytes, uintptr_t pattern)
 		return true;
 	if (!are_4(w + 4, pattern) || !are_4(end - 8, pattern))
 		return false;
-	for (w += 8; w + 8 < end; w += 8)
-		if (!are_4(w, pattern) || !are_4(w + 4, pattern))
-			return false;
-	return true;
+	return n <= 16 || are_blocks(w + 8, n - 16, pattern);
 }
 
 KSLAB_INLINE void set_4(slot_word *w, uintptr_t pattern)
@@ -561,8 +579,9 @@ static const uint64_t last_bytes[] = { 0,
 				       BYTES_FROM(0) };
 
 /*
- * From n up to 8 before the end, where there are more than 8 bytes of slack: in most classes that
- * is a part of one word. Further words only for powers of two, and in large classes.
+ * From n up to 8 before the end: in most classes that is a part of one word, or nothing of it, which
+ * is looked at all the same. Further words only for powers of two, and in large classes. An n that
+ * is too large is refused. Slots of 8 bytes are too short for this.
  */
 KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
 {
@@ -570,11 +589,12 @@ KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
 
 	if (edge <= 8)
 		return ((*tail_at(start + end - 16) ^ REDZONE_64) & last_bytes[edge]) == 0;
-	return ((*tail_at(start + from) ^ REDZONE_64) & last_bytes[8 - n % 8]) == 0 &&
+	return edge <= end &&
+	       ((*tail_at(start + from) ^ REDZONE_64) & last_bytes[8 - n % 8]) == 0 &&
 	       are_words(start + from + 8, end - 16 - from, words_of(REDZONE));
 }
 
-/* Where all of it holds the client's pattern. */
+/* The same way, where all of it holds the client's pattern. */
 KSLAB_INLINE void set_redzone(uintptr_t start, size_t n, size_t end, uint64_t pattern)
 {
 	size_t edge = end - 8 - n, from = n & ~(size_t)7;
@@ -621,8 +641,14 @@ KSLAB_INLINE uint64_t free_tail(uint32_t hash, uintptr_t poison)
 	return (wide(poison) & ~CODE_MASK) | BYTE(7, code_byte(hash, CODE_FREE));
 }
 
+/* The tail of the long form, of what n leads to, but for n. */
+KSLAB_INLINE uint64_t long_tail(uint32_t hash)
+{
+	return LONG_REDZONE | FROM_INFO(hash) | BYTE(7, code_byte(hash, CODE_LONG));
+}
+
 /* Everything behind the n bytes of the client, in a slot that holds the client's pattern. */
-KSLAB_INLINE void set_slack(uintptr_t start, size_t bytes, size_t n, unsigned cls, uint32_t hash,
+KSLAB_INLINE void set_slack(uintptr_t start, size_t bytes, size_t n, unsigned kind, uint32_t hash,
 			    uint64_t pattern)
 {
 	const size_t slack = bytes - n;
@@ -633,32 +659,22 @@ KSLAB_INLINE void set_slack(uintptr_t start, size_t bytes, size_t n, unsigned cl
 			BYTE(7, code_byte(hash, (unsigned)slack));
 		return;
 	}
-	*tail = LONG_REDZONE | FROM_INFO(info_of(n, cls) ^ hash) |
-		BYTE(7, code_byte(hash, CODE_LONG));
-	if (slack > TAIL_LONG)
-		set_redzone(start, n, bytes, pattern);
+	*tail = long_tail(hash) ^ FROM_INFO(info_of(n, kind));
+	set_redzone(start, n, bytes, pattern);
 }
 
-/* A live slot of a class without a trailer. Return: false: look closer. *cls as in live_damage. */
-KSLAB_INLINE bool read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, size_t *n,
-				  unsigned *cls)
+/* A live slot of a class, which n alone leads to, without a trailer. Return: false: look closer. */
+KSLAB_INLINE bool read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, size_t *n)
 {
 	const uint64_t tail = *tail_at(start + bytes - TAIL_LONG);
-	const unsigned char byte = (unsigned char)BYTE_OF(7, tail);
-	uint32_t info = INFO(tail) ^ hash;
+	const uint64_t size = tail ^ long_tail(hash);
 	unsigned code;
 
-	if (byte == code_byte(hash, CODE_LONG)) {
-		*n = info & 0xffff;
-		*cls = info >> 16 & 0xff;
-		return ((tail ^ LONG_REDZONE) & ~INFO_MASK & ~CODE_MASK) == 0 &&
-		       info == info_of(*n, *cls) && *cls < KSLAB_CLASSES &&
-		       *n <= bytes - TAIL_LONG &&
-		       (*n == bytes - TAIL_LONG || is_redzone(start, *n, bytes));
-	}
-	code = code_in(hash, byte);
+	*n = INFO(size) & 0xffff;
+	if (size == FROM_INFO(info_of(*n, ROUTED)))
+		return is_redzone(start, *n, bytes);
+	code = code_in(hash, (unsigned char)BYTE_OF(7, tail));
 	*n = bytes - code;
-	*cls = KSLAB_CLASSES;
 	return code - SLACK_MIN < CODE_LONG - SLACK_MIN &&
 	       ((tail ^ REDZONE_64) & last_bytes[code] & ~CODE_MASK) == 0;
 }
@@ -684,13 +700,12 @@ KSLAB_INLINE bool is_live_sound(const struct slot *slot)
 {
 	const uintptr_t start = (uintptr_t)slot->start;
 	const struct trailer *trailer = slot->trailer;
-	unsigned cls;
 	size_t n;
 
 	if (slot->cache != NULL)
 		return false;
 	if (trailer == NULL)
-		return read_sound_tail(start, slot->bytes, hash_at(start), &n, &cls);
+		return read_sound_tail(start, slot->bytes, hash_at(start), &n);
 	return KSLAB_LOAD_ACQUIRE(&trailer->state) == sum(trailer, LIVE) &&
 	       is_whole_redzone(start, (trailer->info ^ hash_at(start)) & 0xffff, slot->room);
 }
@@ -732,7 +747,8 @@ KSLAB_INLINE kslab_word quiet_free(struct kslab_page *page, uint32_t index, ksla
 		return 0;
 	KSLAB_HIDE(index);
 	word |= kslab_bit(index);
-	return KSLAB_LIKELY(word != ~(kslab_word)0) ? word : 0;
+	/* A full word changes nothing for the current page. */
+	return KSLAB_LIKELY(word != ~(kslab_word)0) || page->state == KSLAB_PAGE_CURRENT ? word : 0;
 }
 
 #endif

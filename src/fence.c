@@ -142,7 +142,7 @@ const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_
 
 static const char *check_bits(const struct kslab_sc *sc, const struct kslab_page *page)
 {
-	bool has_free = false, has_live = false;
+	kslab_word twice = 0, missing = 0, elsewhere = 0, free = 0, live = 0;
 
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
 		const struct kslab_bits *bits = &page->bits[i];
@@ -150,20 +150,22 @@ static const char *check_bits(const struct kslab_sc *sc, const struct kslab_page
 			   avail = KSLAB_LOAD_RELAXED(&bits->avail);
 		kslab_word tail = kslab_page_tail(page, i);
 
-		if (avail & freed)
-			return "corrupt metadata: a slot is free twice"; /* I1 */
-		if ((freed & tail) != tail)
-			return "corrupt metadata: bits past the last slot are not set"; /* I3 */
-		if (avail != 0 && sc->word != &bits->avail)
-			/* I2 */
-			return "corrupt metadata: slots are available outside the current word";
-		has_free = has_free || ((avail | freed) & ~tail) != 0;
-		has_live = has_live || ~(avail | freed) != 0;
+		twice |= avail & freed;
+		missing |= tail & ~freed;
+		elsewhere |= sc->word != &bits->avail ? avail : 0;
+		free |= (avail | freed) & ~tail;
+		live |= ~(avail | freed);
 	}
+	if (twice != 0)
+		return "corrupt metadata: a slot is free twice"; /* I1 */
+	if (missing != 0)
+		return "corrupt metadata: bits past the last slot are not set"; /* I3 */
+	if (elsewhere != 0) /* I2 */
+		return "corrupt metadata: slots are available outside the current word";
 	/* I4 */
-	if ((page->state == KSLAB_PAGE_EMPTY && has_live) ||
-	    (page->state == KSLAB_PAGE_FULL && has_free) ||
-	    (page->state == KSLAB_PAGE_PARTIAL && !has_live))
+	if ((page->state == KSLAB_PAGE_EMPTY && live != 0) ||
+	    (page->state == KSLAB_PAGE_FULL && free != 0) ||
+	    (page->state == KSLAB_PAGE_PARTIAL && live == 0))
 		return "corrupt metadata: the bits of a page contradict its list";
 	return NULL;
 }

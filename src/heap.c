@@ -1301,19 +1301,13 @@ static KSLAB_SLOW void free_plain(void *p, struct kslab_heap *heap, struct kslab
 		kslab_heap_fault_pointer(heap, p, NULL, caller);
 }
 
-/* Nothing but jumps to others, so that none of them pays for the registers of another one. */
-KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
-				      const void *caller)
+/* Here and below: nothing but jumps, so that no way pays for the registers of another one. */
+static KSLAB_SLOW void free_known_0(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				    const void *caller)
 {
 	uintptr_t owner;
 	uint32_t index;
 
-	KSLAB_TAKE_CALLER(caller);
-	if (heap->debug_level != 0) {
-		(heap->debug_level == 1 ? kslab_debug_free_1 : kslab_debug_free_2)(p, heap, page,
-										   caller);
-		return;
-	}
 	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
 	index = kslab_page_index(page, (uintptr_t)p);
 	if (owner == kslab_large_tag(heap))
@@ -1323,6 +1317,18 @@ KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct k
 		kslab_heap_free_slow(heap, p, NULL, caller);
 	else
 		free_plain(p, heap, page, caller, index);
+}
+
+KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
+				      const void *caller)
+{
+	KSLAB_TAKE_CALLER(caller);
+	if (KSLAB_LIKELY(heap->debug_level == 0))
+		free_known_0(p, heap, page, caller);
+	else if (heap->debug_level == 1)
+		kslab_debug_free_1(p, heap, page, caller);
+	else
+		kslab_debug_free_2(p, heap, page, caller);
 }
 
 KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)

@@ -86,7 +86,7 @@ static void init_routes(struct kslab_heap *heap)
 		heap->route_limit = i + 1;
 	}
 	if (heap->debug_level != 0) {
-		heap->debug_limit = heap->route_limit;
+		heap->debug_limit = kslab_debug_quick_limit(heap, heap->route_limit);
 		heap->route_limit = 0; /* every call goes the slow way, where the checks are */
 	}
 }

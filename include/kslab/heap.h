@@ -153,7 +153,7 @@ struct kslab_heap {
 	unsigned page_shift;
 	size_t page_bytes, max_page_bytes, min_align, max_pages, purge_bytes;
 	unsigned debug_level, debug_flags;
-	size_t debug_limit; /* [a] at a debug level: what route_limit would be */
+	size_t debug_limit; /* [a] at a debug level: the longest request on the quick way, in bytes */
 	/* what free and new objects hold, in every byte */
 	uintptr_t debug_free_word, debug_new_word;
 	/* object page length in base pages */

@@ -368,8 +368,8 @@ class Heap:
     @staticmethod
     def asked(info):
         """n out of info_of(n, class), if its sum is right."""
-        plain = info & 0xFFFFFF
-        return {"asked": info & 0xFFFF} if info >> 24 == (plain ^ plain >> 8 ^ plain >> 16 ^ 0x5C) & 0xFF else {}
+        kind = info >> 16 ^ info & 0xFFFF
+        return {"asked": info & 0xFFFF} if kind >> 8 == kind & 0xFF else {}
 
 
 # ---- commands
