@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * heap.h - owns the fast path, and what the rooms above need of the heap.
- * Rank: 5.  The theory is at the top of heap.c.
+ * Rank: 5.  The theory and a map of the rooms are at the top of heap.c.
+ * The sections of this file name the room that a function lives in.
  */
 #ifndef KSLAB_HEAP_PRIVATE_H
 #define KSLAB_HEAP_PRIVATE_H
@@ -74,6 +75,8 @@ KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
 	KSLAB_STORE_RELAXED(&zone->owner.key, (uintptr_t)zone);
 }
 
+/* ---- heap.c: zones --------------------------------------------------------------------------- */
+
 /* Innermost zone of this CPU that is idle, entered; NULL: none. Pinned by the caller. */
 struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
 
@@ -83,11 +86,25 @@ struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
  */
 struct kslab_zone *kslab_heap_enter_level(struct kslab_heap *heap, unsigned level);
 
+/* Pages to give back, by retention or by request. */
+KSLAB_INLINE bool kslab_zone_has_surplus(const struct kslab_heap *heap,
+					 const struct kslab_zone *zone)
+{
+	return zone->owner.empty_run >
+		       KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
+	       zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+}
+
+/* Whoever leaves the zone has more to do than to leave. */
+KSLAB_INLINE bool kslab_zone_has_work(const struct kslab_heap *heap, const struct kslab_zone *zone)
+{
+	return zone->owner.late != 0 || zone->owner.corrupt != NULL ||
+	       kslab_zone_has_surplus(heap, zone);
+}
+
 /* Leave, unpin, and report what was found late. */
 void kslab_zone_leave_reporting(struct kslab_heap *heap, struct kslab_zone *zone,
 				const void *caller);
-void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page,
-			       const void *caller);
 
 /*
  * After anything that may have left work behind: late faults, reclaim requests, too many empty
@@ -95,36 +112,82 @@ void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page 
  */
 void kslab_heap_leave(struct kslab_heap *heap, struct kslab_zone *zone, const void *caller);
 
-/* The parts of an allocation and of a free that are not the fast path. */
-void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request);
-void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags,
-			   const void *caller);
-void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache,
-			  const void *caller);
-void kslab_heap_word_full(struct kslab_zone *zone, const void *caller, struct kslab_page *page);
-/* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
-void *kslab_heap_malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller);
-void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller);
-void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller);
-/* The same if its descriptor was looked up already. */
-void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
-			   const void *caller);
+/* Every level that this CPU has is busy: make one more. Return: KSLAB_OK: try to enter again. */
+enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags);
+void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu,
+		      unsigned level);
+unsigned kslab_zone_index(const struct kslab_zone *zone);
+
+/* Every zone of every CPU, parked and limbo zones too. */
+void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone),
+			  void *ctx);
+/* The class allocator of a zone, caches too, that comes after sc; NULL: the first; the last. */
+KSLAB_INLINE struct kslab_sc *kslab_zone_next_sc(struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	struct kslab_cache_zone *own;
+
+	if (sc == NULL)
+		return &zone->sc[0];
+	if ((uintptr_t)sc - (uintptr_t)zone->sc < sizeof(zone->sc) - sizeof(zone->sc[0]))
+		return sc + 1;
+	if (sc == &zone->sc[KSLAB_CLASSES - 1])
+		own = KSLAB_LOAD_ACQUIRE(&zone->caches); /* pairs with the push of cache_add_zone */
+	else
+		own = ((struct kslab_cache_zone *)sc)->next;
+	return own != NULL ? &own->sc : NULL;
+}
 
 /* A failed call: remember why. Return: NULL. */
 void *kslab_heap_fail(struct kslab_heap *heap, enum kslab_reason reason);
 
-/* What a live object is; *bytes = 0 after a fault was reported. Return: its descriptor or NULL. */
-struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes,
-				     const void *caller);
+/* ---- fault.c --------------------------------------------------------------------------------- */
 
 /* Report that p is no live object of this heap (or cache). */
 void kslab_heap_fault_pointer(struct kslab_heap *heap, const void *p, struct kslab_cache *cache,
 			      const void *caller);
+void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count,
+			    const void *caller);
+void kslab_heap_report_corrupt(struct kslab_heap *heap, const struct kslab_page *page,
+			       const void *caller);
+
+/* ---- alloc_slow.c ---------------------------------------------------------------------------- */
+
+/* What the fast path does not do: of a class or cache; of any size, alignment and flags. */
+void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request *request);
+void *kslab_heap_alloc_any(struct kslab_heap *heap, size_t n, size_t align, unsigned flags,
+			   const void *caller);
+/* The cold ends of the fast path; own functions, so that the fast path can tail-call them. */
+void *kslab_heap_malloc_unrouted(size_t n, struct kslab_heap *heap, const void *caller);
+void *kslab_heap_malloc_slow(size_t n, struct kslab_heap *heap, const void *caller);
 
 /* Class for n bytes at an alignment; KSLAB_CLASSES: none, a page run. */
 unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align);
 /* The same without regard to debugging. */
 unsigned kslab_heap_plain_class(const struct kslab_heap *heap, size_t n, size_t align);
+
+struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request);
+/*
+ * The class of a request in a zone of this CPU, entered and pinned; made if it was not there. NULL:
+ * try again if *reason is KSLAB_OK.
+ */
+struct kslab_sc *kslab_request_enter(struct kslab_heap *heap, const struct kslab_request *request,
+				     struct kslab_zone **zone, enum kslab_reason *reason);
+
+/* ---- free_slow.c ----------------------------------------------------------------------------- */
+
+/* Any pointer, from a cache or (NULL) not; verdict included. */
+void kslab_heap_free_slow(struct kslab_heap *heap, void *p, struct kslab_cache *cache,
+			  const void *caller);
+/* The cold ends of the fast path. */
+void kslab_heap_word_full(struct kslab_zone *zone, const void *caller, struct kslab_page *page);
+void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller);
+/* The same if its descriptor was looked up already. */
+void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct kslab_page *page,
+			   const void *caller);
+
+/* What a live object is; *bytes = 0 after a fault was reported. Return: its descriptor or NULL. */
+struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, size_t *bytes,
+				     const void *caller);
 
 /*
  * Set the bit of a slot that was judged. @retiring: at debug level 1, what has to be done before.
@@ -134,7 +197,78 @@ struct kslab_retiring;
 bool kslab_heap_set_free(struct kslab_heap *heap, struct kslab_page *page, uint32_t index,
 			 struct kslab_retiring *retiring, const void *caller);
 
-/* ---- large blocks ---------------------------------------------------------------------------- */
+/* ---- heap_page.c ----------------------------------------------------------------------------- */
+
+/* A page of the class or cache, not inserted yet; and back. */
+struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap,
+					const struct kslab_request *request, uint32_t pages_so_far,
+					enum kslab_reason *reason);
+void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page);
+/* The same for a page or a spare block, out of any list. */
+void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page);
+uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab_request *request);
+
+/* ---- cache_zone.c ---------------------------------------------------------------------------- */
+
+/* A cache gets its part of a zone when it is first used there. */
+enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
+				       struct kslab_zone *zone);
+
+/* ---- trim.c ---------------------------------------------------------------------------------- */
+
+/* Of an entered zone: find all empty pages. O(pages). */
+void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone);
+/*
+ * The same in steps that look at so many pages, mail included, from where the last one ended
+ * (owner.swept; NULL: begin). Return: true: all are found.
+ */
+bool kslab_zone_sweep(struct kslab_heap *heap, struct kslab_zone *zone, size_t pages);
+/*
+ * Take the oldest empty page of a class out, of the first class that has one from where the last
+ * look ended. @looks: classes that are looked at; KSLAB_ALL: all. NULL: none, or those are QUEUED.
+ */
+#define KSLAB_LOOKS_MOST 64u
+struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone,
+					 size_t looks);
+/*
+ * Give back what this CPU's zone of a level has too much of, or was asked for: a few pages; all of it,
+ * O(pages).
+ */
+void kslab_heap_trim(struct kslab_heap *heap, unsigned level);
+void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level);
+
+/* ---- reclaim.c ------------------------------------------------------------------------------- */
+
+/*
+ * The page source has failed: give back what lies idle, up to `want` base pages. Return: true: it is
+ * worth trying again.
+ */
+bool kslab_heap_take_back(struct kslab_heap *heap, size_t want);
+/*
+ * Look for what could be given back, until something was; a call that fails has looked at everything
+ * (is_done). Begins as { .want }.
+ */
+struct kslab_relief {
+	size_t want; /* base pages */
+	unsigned level; /* that is looked through now */
+	struct kslab_zone *zone; /* of that level, when it began */
+	bool is_done;
+};
+bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief);
+
+/* Take a page of the class with free slots from limbo into an entered zone. */
+bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
+
+/* Make pages until this CPU has so many free slots. Return: false: it could not. */
+bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request,
+				size_t count);
+
+/* ---- purge.c --------------------------------------------------------------------------------- */
+
+/* Purge the base pages inside this CPU's object pages of which all slots are free. O(pages). */
+void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller);
+
+/* ---- large_block.c --------------------------------------------------------------------------- */
 
 /* Larger requests can't succeed; below this no sum of sizes wraps. */
 #define KSLAB_REQUEST_MAX                                                                          \
@@ -177,95 +311,6 @@ struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
 /* Blocks that were freed where the lock could not be taken, `most` of them. Return: base pages. */
 size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most);
 bool kslab_large_has_deferred(const struct kslab_heap *heap);
-
-/* ---- zones and pages ------------------------------------------------------------------------- */
-
-void kslab_zone_start(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cpu,
-		      unsigned level);
-/* Every level that this CPU has is busy: make one more. Return: KSLAB_OK: try to enter again. */
-enum kslab_reason kslab_heap_add_level(struct kslab_heap *heap, unsigned flags);
-/* A cache gets its part of a zone when it is first used there. */
-enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
-				       struct kslab_zone *zone);
-/* Of an entered zone: find all empty pages. O(pages). */
-void kslab_zone_collect(struct kslab_heap *heap, struct kslab_zone *zone);
-/*
- * The same in steps that look at so many pages, mail included, from where the last one ended
- * (owner.swept; NULL: begin). Return: true: all are found.
- */
-bool kslab_zone_sweep(struct kslab_heap *heap, struct kslab_zone *zone, size_t pages);
-/*
- * Take the oldest empty page of a class out, of the first class that has one from where the last
- * look ended. @looks: classes that are looked at; KSLAB_ALL: all. NULL: none, or those are QUEUED.
- */
-#define KSLAB_LOOKS_MOST 64u
-struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone,
-					 size_t looks);
-/* Give back what this CPU's zone of a level has too much of, or was asked for. O(pages). */
-void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level);
-void kslab_heap_report_late(struct kslab_heap *heap, uintptr_t object, size_t count,
-			    const void *caller);
-
-/*
- * The page source has failed: give back what lies idle, up to `want` base pages. Return: true: it is
- * worth trying again.
- */
-bool kslab_heap_take_back(struct kslab_heap *heap, size_t want);
-/*
- * Look for what could be given back, until something was; a call that fails has looked at everything
- * (is_done). Begins as { .want }.
- */
-struct kslab_relief {
-	size_t want; /* base pages */
-	unsigned level; /* that is looked through now */
-	struct kslab_zone *zone; /* of that level, when it began */
-	bool is_done;
-};
-bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief);
-/* Purge the base pages inside this CPU's object pages of which all slots are free. O(pages). */
-void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller);
-/* Take a page of the class with free slots from limbo into an entered zone. */
-bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
-
-/* A page of the class or cache, not inserted yet; and back. */
-struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap,
-					const struct kslab_request *request, uint32_t pages_so_far,
-					enum kslab_reason *reason);
-void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page);
-/* The same for a page or a spare block, out of any list. */
-void kslab_heap_release(struct kslab_heap *heap, struct kslab_page *page);
-struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request);
-/*
- * The class of a request in a zone of this CPU, entered and pinned; made if it was not there. NULL:
- * try again if *reason is KSLAB_OK.
- */
-struct kslab_sc *kslab_request_enter(struct kslab_heap *heap, const struct kslab_request *request,
-				     struct kslab_zone **zone, enum kslab_reason *reason);
-uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab_request *request);
-
-/* Make pages until this CPU has so many free slots. Return: false: it could not. */
-bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request,
-				size_t count);
-
-/* Every zone of every CPU, parked and limbo zones too. */
-void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct kslab_zone *zone),
-			  void *ctx);
-/* The class allocator of a zone, caches too, that comes after sc; NULL: the first; the last. */
-KSLAB_INLINE struct kslab_sc *kslab_zone_next_sc(struct kslab_zone *zone, struct kslab_sc *sc)
-{
-	struct kslab_cache_zone *own;
-
-	if (sc == NULL)
-		return &zone->sc[0];
-	if ((uintptr_t)sc - (uintptr_t)zone->sc < sizeof(zone->sc) - sizeof(zone->sc[0]))
-		return sc + 1;
-	if (sc == &zone->sc[KSLAB_CLASSES - 1])
-		own = KSLAB_LOAD_ACQUIRE(&zone->caches); /* pairs with the push of cache_add_zone */
-	else
-		own = ((struct kslab_cache_zone *)sc)->next;
-	return own != NULL ? &own->sc : NULL;
-}
-unsigned kslab_zone_index(const struct kslab_zone *zone);
 
 /* ---- the fast path --------------------------------------------------------------------------- */
 
