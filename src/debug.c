@@ -58,8 +58,7 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *kind)
 		wrong = read_trailer(slot, n, kind);
 	} else if (slot->cache == NULL) {
 		wrong = read_tail(slot, n, kind);
-		if (slot->bytes - *n >= TAIL_LONG)
-			end = slot->bytes - TAIL_LONG;
+		end = slot->bytes - (slot->bytes - *n < TAIL_LONG ? 2 : TAIL_LONG);
 	} else {
 		*n = slot->cache->size;
 	}
@@ -68,10 +67,8 @@ static size_t live_damage(const struct slot *slot, size_t *n, unsigned *kind)
 	at = find_other(slot->start + *n, end - *n, REDZONE);
 	if (at != NONE)
 		return *n + at;
-	if (end != slot->room) {
-		at = find_other(slot->start + slot->bytes - 4, 3, REDZONE);
-		return at != NONE ? slot->bytes - 4 + at : NONE;
-	}
+	if (end != slot->room)
+		return find_in_tail(slot, slot->bytes - *n);
 	return slot->cache != NULL && slot->has_code && code_of(slot) != CODE_LONG ? slot->room
 										   : NONE;
 }

@@ -9,9 +9,10 @@
  *     | n bytes of the client | redzone 0xbb ... | tail |
  *
  * Tail: the last byte is a code, the slack (slot - n) if that is 2..7, or "long": then 4 bytes, 8
- * before the end, hold n twice, and the class of level 0 if that is not what n leads to; or "free". Both are mixed
- * with the address, codes are 0x80..0xfe, so that no zero, no text, no ~0 and no poison looks like
- * one. Objects of a cache have the code only.
+ * before the end, hold n twice, and the class of level 0 if that is not what n leads to; or "free".
+ * Both are mixed with the address, codes are 0x80..0xfe, so that no zero, no text, no ~0 and no
+ * poison looks like one. The byte before the code is 0xbb changed by the slack (long: by 1), so that
+ * no code can become another one. Objects of a cache have the code only.
  *
  * A slot at level 2 ends in a trailer instead, whose last word is a sum over it, the address and
  * the state:

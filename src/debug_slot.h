@@ -25,9 +25,9 @@
  */
 #define CODE_LONG 8u /* more; or any object of a cache */
 #define CODE_FREE 9u
-#define CODES 126u /* values of its byte */
+#define CODES 119u /* values of its byte */
 #define STEPS 128u /* numbers it is mixed with */
-#define TAIL_LONG 8u /* bytes of the long form: info, three of redzone, code */
+#define TAIL_LONG 8u /* bytes of the long form: info, two of redzone, echo, code */
 
 struct trailer {
 	const void *alloc_caller;
@@ -309,9 +309,10 @@ KSLAB_INLINE unsigned step_of(uint32_t hash)
 }
 
 /*
- * 0x80 .. 0xfe: the code, moved on by the address. Never the redzone's own byte: whoever fills the
- * whole slack with one value, whatever it is, changes the one or the other. One table has them in
- * turn, and the first ones again; the other one says where a byte is in it.
+ * 0x80 .. 0xfe: the code, moved on by the address. None of the eight values that the byte before it
+ * may have (echo_of), and the redzone: whoever fills the whole slack with one value, whatever it is,
+ * changes the one or the other. One table has them in turn, and the first ones again; the other one
+ * says where a byte is in it.
  */
 #define TIMES_4(what, i) what(i), what((i) + 1), what((i) + 2), what((i) + 3)
 #define TIMES_16(what, i)                                                                          \
@@ -321,11 +322,12 @@ KSLAB_INLINE unsigned step_of(uint32_t hash)
 		TIMES_16(what, (i) + 48), TIMES_16(what, (i) + 64), TIMES_16(what, (i) + 80),      \
 		TIMES_16(what, (i) + 96), TIMES_16(what, (i) + 112)
 #define NO_CODE 0xff
-#define CODE_BYTE(i) (unsigned char)(0x80 + (i) % CODES + (0x80 + (i) % CODES >= REDZONE))
+#define CODE_BYTE(i)                                                                               \
+	(unsigned char)(0x80 + (i) % CODES + (0x80 + (i) % CODES >= (REDZONE & 0xf8) ? 8 : 0))
 #define CODE_PLACE(byte)                                                                           \
-	(unsigned char)((byte) < 0x80 || (byte) == 0xff || (byte) == REDZONE                       \
+	(unsigned char)((byte) < 0x80 || (byte) == 0xff || ((byte)&0xf8) == (REDZONE & 0xf8)       \
 				? NO_CODE                                                          \
-				: ((byte)&0x7f) - ((byte) > REDZONE))
+				: ((byte)&0x7f) - ((byte) > REDZONE ? 8 : 0))
 static const unsigned char code_bytes[] = { TIMES_128(CODE_BYTE, 0), TIMES_16(CODE_BYTE, 128) };
 static const unsigned char code_places[] = { TIMES_128(CODE_PLACE, 0), TIMES_128(CODE_PLACE, 128) };
 
@@ -358,15 +360,35 @@ KSLAB_INLINE void set_code(const struct slot *slot, unsigned code)
 		slot->start[slot->bytes - 1] = code_byte(hash_of(slot), code);
 }
 
+/* The byte before the code says the same again, so that the one can't change unseen. */
+KSLAB_INLINE unsigned char echo_of(size_t slack)
+{
+	return (unsigned char)(REDZONE ^ (slack < TAIL_LONG ? slack : 1));
+}
+
 /* Everything behind the n bytes of the client. */
 static inline void arm(const struct slot *slot, size_t n, unsigned kind)
 {
 	size_t slack = slot->bytes - n;
 
 	fill(slot->start + n, slot->room - n, REDZONE);
-	if (slot->cache == NULL && slot->trailer == NULL && slack >= TAIL_LONG)
-		*long_info(slot) = info_of(n, kind) ^ hash_of(slot);
+	if (slot->cache == NULL && slot->trailer == NULL) {
+		slot->start[slot->bytes - 2] = echo_of(slack);
+		if (slack >= TAIL_LONG)
+			*long_info(slot) = info_of(n, kind) ^ hash_of(slot);
+	}
 	set_code(slot, slot->cache == NULL && slack < TAIL_LONG ? (unsigned)slack : CODE_LONG);
+}
+
+/* Between info and code, or in the short form before the code. Return: NONE, or the first byte. */
+static inline size_t find_in_tail(const struct slot *slot, size_t slack)
+{
+	size_t at =
+		slack < TAIL_LONG ? NONE : find_other(slot->start + slot->bytes - 4, 2, REDZONE);
+
+	if (at != NONE)
+		return slot->bytes - 4 + at;
+	return slot->start[slot->bytes - 2] == echo_of(slack) ? NONE : slot->bytes - 2;
 }
 
 /* The tail of a live slot of a class. Return: NONE, or the first byte known to be wrong. */
@@ -385,7 +407,7 @@ static inline size_t read_tail(const struct slot *slot, size_t *n, unsigned *kin
 	if (!is_info(info, slot, TAIL_LONG - 1))
 		return slot->bytes - TAIL_LONG;
 	/* What is written over both ends of the tail is not worth reading. */
-	if (find_other(slot->start + slot->bytes - 4, 3, REDZONE) != NONE &&
+	if (find_in_tail(slot, TAIL_LONG) != NONE &&
 	    find_other(slot->start + *n, slot->bytes - TAIL_LONG - *n, REDZONE) != NONE)
 		return slot->bytes - TAIL_LONG;
 	*kind = kind_in(info);
@@ -634,7 +656,13 @@ KSLAB_INLINE void set_whole_redzone(uintptr_t start, size_t n, size_t end, uint6
 
 #define CODE_MASK BYTE(7, 0xff)
 #define INFO_MASK FROM_INFO(UINT32_MAX)
-#define LONG_REDZONE (REDZONE_64 & ~INFO_MASK & ~CODE_MASK)
+#define LONG_REDZONE ((REDZONE_64 & ~INFO_MASK & ~CODE_MASK) ^ BYTE(6, 1))
+
+/* All 8 bytes, of which the last ones are taken. */
+KSLAB_INLINE uint64_t short_redzone(unsigned slack)
+{
+	return REDZONE_64 ^ BYTE(6, slack);
+}
 
 KSLAB_INLINE uint64_t free_tail(uint32_t hash, uintptr_t poison)
 {
@@ -655,8 +683,8 @@ KSLAB_INLINE void set_slack(uintptr_t start, size_t bytes, size_t n, unsigned ki
 	slot_tail *tail = tail_at(start + bytes - TAIL_LONG);
 
 	if (slack < TAIL_LONG) {
-		*tail = ((pattern ^ ((pattern ^ REDZONE_64) & last_bytes[slack])) & ~CODE_MASK) |
-			BYTE(7, code_byte(hash, (unsigned)slack));
+		pattern ^= (pattern ^ short_redzone((unsigned)slack)) & last_bytes[slack];
+		*tail = (pattern & ~CODE_MASK) | BYTE(7, code_byte(hash, (unsigned)slack));
 		return;
 	}
 	*tail = long_tail(hash) ^ FROM_INFO(info_of(n, kind));
@@ -676,7 +704,7 @@ KSLAB_INLINE bool read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, 
 	code = code_in(hash, (unsigned char)BYTE_OF(7, tail));
 	*n = bytes - code;
 	return code - SLACK_MIN < CODE_LONG - SLACK_MIN &&
-	       ((tail ^ REDZONE_64) & last_bytes[code] & ~CODE_MASK) == 0;
+	       ((tail ^ short_redzone(code)) & last_bytes[code] & ~CODE_MASK) == 0;
 }
 
 /* ---- whole slots ----------------------------------------------------------------------------- */

@@ -308,6 +308,35 @@ static void every_byte_of_the_redzone_is_watched(void **state)
 	testing_end(&t);
 }
 
+/* What holds n, its code, the trailer: whatever else stands there is found. */
+static void every_other_value_of_the_last_bytes_is_found(void **state)
+{
+	static const size_t size[] = { 0, 1, 5, 6, 7, 8, 15, 16, 24, 40, 55, 64, 100, 256, 1000 };
+
+	(void)state;
+	testing_begin(&t, &plain);
+	for (size_t k = 0; k < TESTING_COUNT(size); k++) {
+		unsigned char *p = get(size[k]), was;
+		size_t slot = slot_bytes(p), from = slot - (LEVEL >= 2 ? TRAILER : 8);
+
+		memset(p, 0x11, size[k]);
+		for (size_t i = from < size[k] ? size[k] : from; i < slot; i++) {
+			was = p[i];
+			for (unsigned byte = 0; byte < 256; byte++) {
+				if (byte == was)
+					continue;
+				p[i] = (unsigned char)byte;
+				kslab_heap_free(&t.heap, p);
+				assert_int_equal(t.recorder.count, ++t.faults);
+				assert_int_equal(t.recorder.last.fault, KSLAB_FAULT_REDZONE);
+			}
+			p[i] = was;
+		}
+		put(p);
+	}
+	testing_end(&t);
+}
+
 static void overflow_into_a_free_neighbour_is_found_there(void **state)
 {
 	unsigned char *p[3];
@@ -1120,6 +1149,7 @@ static void broken_links_lose_no_other_page(void **state)
 		TEST(overflow_by_one_is_found_at_free_with_its_offset),                            \
 		TEST(overflow_by_eight_is_found_at_free),                                          \
 		TEST(every_byte_of_the_redzone_is_watched),                                        \
+		TEST(every_other_value_of_the_last_bytes_is_found),                                \
 		TEST(overflow_into_a_free_neighbour_is_found_there),                               \
 		TEST(a_write_after_free_is_found_at_the_next_issue_at_every_offset),               \
 		TEST(a_write_after_free_is_found_when_the_page_goes_back),                         \

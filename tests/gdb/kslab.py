@@ -22,7 +22,7 @@ QUEUED = 2  # enum kslab_mail
 TAG_FULL, TAG_CACHE, TAG_LARGE, TAG_MASK = 1, 2, 8, 63
 CLASS_CACHE = 0xFFFF
 BUSY, FREED = 0x42555359, 0x46524545  # states of a trailer
-REDZONE, CODES = 0xBB, 126  # of level 1
+ECHOES, CODES = range(0xB8, 0xC0), 119  # of level 1
 COLUMNS = 76
 LEAKS_SHOWN = 64
 
@@ -357,9 +357,9 @@ class Heap:
 
     def tail(self, start, size):
         data = self.memory.read(start + size - 8, 8)
-        code = data[7] - 0x80 - (data[7] > REDZONE) - (self.hash(start) >> 25)
+        code = data[7] - 0x80 - (8 if data[7] >= 0xC0 else 0) - (self.hash(start) >> 25)
         code += CODES if code < 0 else 0
-        if data[7] < 0x80 or data[7] in (REDZONE, 0xFF):
+        if data[7] < 0x80 or data[7] == 0xFF or data[7] in ECHOES:
             return {}
         if 2 <= code <= 7:
             return {"asked": size - code}
