@@ -149,7 +149,14 @@
  * by address instead of by word: not done, taking one would have to clear its bit, and each pair
  * would wait for two such chains. The words of a page that have free slots kept as a mask
  * (kslab_sc.ready) instead of a search: a tenth fewer mispredictions in random replacement. Bulk
- * frees that store a word once for all its objects: two thirds of the time.
+ * frees that store a word once for all its objects: two thirds of the time. A used-up page is not
+ * looked at again while others wait (nine in ten had nothing; what it has gathered it keeps): random
+ * replacement of 100,000 objects takes 127 instructions instead of 148, and a fifth fewer
+ * mispredictions. Of those left two in three are the fast path's: is this the word's last slot.
+ * Words with fewer than two, three, four slots left for later: a tenth fewer issues, but pages turn
+ * so often that it takes 5, 11, 12 % more instructions. Always eight looks at a page's words, without
+ * a branch: a tenth fewer mispredictions, 7 % more instructions, and slower where pages are short.
+ * The next page's bits, or the word's second slot, prefetched: nothing that could be measured.
  */
 #include "heap.h"
 #include "debug.h"
@@ -945,7 +952,7 @@ KSLAB_INLINE void *malloc_middle(size_t n, struct kslab_heap *heap, const void *
 {
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
-	void *object = NULL;
+	void *object;
 
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
@@ -957,8 +964,9 @@ KSLAB_INLINE void *malloc_middle(size_t n, struct kslab_heap *heap, const void *
 	zone->counters.slow_allocs++;
 	sc = (struct kslab_sc *)((uintptr_t)zone + offset);
 	/* An interrupt since the fast path may have cached a word. */
-	if (KSLAB_LIKELY(sc->ready != 0 && *sc->word == 0))
-		object = kslab_sc_issue_ready(sc);
+	if (sc->ready == 0 || KSLAB_UNLIKELY(*sc->word != 0))
+		return malloc_turn(n, caller, zone, sc);
+	object = kslab_sc_issue_ready(sc);
 	if (KSLAB_UNLIKELY(object == NULL))
 		return malloc_turn(n, caller, zone, sc);
 	if (KSLAB_UNLIKELY(zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch)))
