@@ -219,7 +219,7 @@ KSLAB_INLINE void *malloc_middle(size_t n, struct kslab_heap *heap, const void *
 {
 	struct kslab_zone *zone;
 	struct kslab_sc *sc;
-	void *object = NULL;
+	void *object;
 
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
@@ -231,8 +231,9 @@ KSLAB_INLINE void *malloc_middle(size_t n, struct kslab_heap *heap, const void *
 	zone->counters.slow_allocs++;
 	sc = (struct kslab_sc *)((uintptr_t)zone + offset);
 	/* An interrupt since the fast path may have cached a word. */
-	if (KSLAB_LIKELY(sc->ready != 0 && *sc->word == 0))
-		object = kslab_sc_issue_ready(sc);
+	if (sc->ready == 0 || KSLAB_UNLIKELY(*sc->word != 0))
+		return malloc_turn(n, caller, zone, sc);
+	object = kslab_sc_issue_ready(sc);
 	if (KSLAB_UNLIKELY(object == NULL))
 		return malloc_turn(n, caller, zone, sc);
 	if (KSLAB_UNLIKELY(zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch)))

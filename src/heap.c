@@ -178,6 +178,15 @@
  *  - The words of a page that have free slots kept as a mask (kslab_sc.ready) instead of a search: a
  *    tenth fewer mispredictions in random replacement.
  *  - Bulk frees that store a word once for all its objects: two thirds of the time.
+ *  - A used-up page is not looked at again while others wait (nine in ten had nothing; what it has
+ *    gathered it keeps): random replacement of 100,000 objects takes 127 instructions instead of 148,
+ *    and a fifth fewer mispredictions. Of those left two in three are the fast path's: is this the
+ *    word's last slot?
+ *  - The host's new memory in huge pages (tests/host/port.c): a fault of 1.4 us for 4 KiB becomes
+ *    0.2. By MADV_POPULATE_WRITE in pieces of 64 KiB 1.0 to 1.2, and then the unused ends of each
+ *    class's newest page are resident, too.
+ *  - Debug level 1: the tail of a slot compared as one number, no class looked up, long bodies
+ *    compared in pairs of words: 1.57 times level 0 instead of 1.66.
  *
  * Not taken, and why:
  *  - Links and state in another line than what remote freers read: objects exchanged 5 % faster, 0.3
@@ -191,6 +200,11 @@
  *    place.
  *  - Free slots kept at hand by address instead of by word: taking one would have to clear its bit,
  *    and each pair would wait for two such chains.
+ *  - Words with fewer than two, three, four slots left for later: a tenth fewer issues, but pages turn
+ *    so often that it takes 5, 11, 12 % more instructions.
+ *  - Always eight looks at a page's words, without a branch: a tenth fewer mispredictions, 7 % more
+ *    instructions, and slower where pages are short.
+ *  - The next page's bits, or the word's second slot, prefetched: nothing that could be measured.
  */
 #include "heap.h"
 #include "debug.h"

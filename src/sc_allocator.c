@@ -114,21 +114,26 @@ void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page)
 /* Words that are looked at together. */
 #define GROUP_WORDS 8u
 
-/* Which words of a group have free slots, or remote frees to take in. */
+/* Free slots of word i, remote frees that have to be taken in among them. */
+KSLAB_INLINE kslab_word free_in_word(const struct kslab_page *page, unsigned i)
+{
+	return (KSLAB_LOAD_RELAXED(&page->bits[i].freed) & kslab_page_slots_of(page, i)) |
+	       KSLAB_LOAD_RELAXED(&page->bits[i].remote);
+}
+
+/* Which words of a group have free slots. Only the last one can have bits past the last slot. */
 static void look_at_group(struct kslab_sc *sc, const struct kslab_page *page, unsigned group)
 {
-	unsigned words = kslab_page_words(page), n = words - group, ready = 0;
+	unsigned i = kslab_page_words(page) - group - 1, ready;
+	const struct kslab_bits *bits = &page->bits[group];
 
-	if (n > GROUP_WORDS)
-		n = GROUP_WORDS;
-	for (unsigned i = 0; i < n; i++) {
-		const struct kslab_bits *bits = &page->bits[group + i];
-		kslab_word free =
-			(KSLAB_LOAD_RELAXED(&bits->freed) & kslab_page_slots_of(page, group + i)) |
-			KSLAB_LOAD_RELAXED(&bits->remote);
-
-		ready |= (unsigned)(free != 0) << i;
-	}
+	if (i >= GROUP_WORDS)
+		i = GROUP_WORDS - 1;
+	ready = (unsigned)(free_in_word(page, group + i) != 0) << i;
+	while (i-- != 0)
+		ready |= (unsigned)((KSLAB_LOAD_RELAXED(&bits[i].freed) |
+				     KSLAB_LOAD_RELAXED(&bits[i].remote)) != 0)
+			 << i;
 	sc->group = (uint16_t)group;
 	sc->ready = (uint8_t)ready;
 }
@@ -181,33 +186,69 @@ static void set_aside(struct kslab_sc *sc)
 	forget_page(sc);
 }
 
+/*
+ * Every word of the current page that was ready is used up, and nothing was freed meanwhile where
+ * its turn began: by far most likely nowhere, or little.
+ */
+static bool is_used_up(const struct kslab_sc *sc)
+{
+	const struct kslab_page *page = sc->page;
+	unsigned words = kslab_page_words(page);
+
+	if ((sc->ready != 0 && words != 1) || sc->group + GROUP_WORDS < words)
+		return false;
+	return free_in_word(page, 0) == 0;
+}
+
+/* The first partial page, or else an empty one, becomes the current page. Return: false: none. */
+static bool turn_to_next(struct kslab_owner *owner, struct kslab_sc *sc)
+{
+	struct kslab_page *page = sc->partial.head;
+
+	if (KSLAB_LIKELY(page != NULL && kslab_page_list_is_sound(page))) {
+		kslab_page_list_remove(&sc->partial, page);
+	} else {
+		if (page == NULL)
+			page = sc->empty.head;
+		if (page == NULL)
+			return false;
+		unlink_page(owner, page);
+	}
+	kslab_page_set_state(page, KSLAB_PAGE_CURRENT);
+	sc->page = page;
+	look_at_group(sc, page, 0);
+	return true;
+}
+
 /* Pages that one call turns to. */
 #define TURNS_MAX 8u
 
 void *kslab_sc_next(struct kslab_owner *owner, struct kslab_sc *sc)
 {
+	void *object;
+
 	for (unsigned turn = 0; turn < TURNS_MAX; turn++) {
-		struct kslab_page *page = sc->page;
+		bool waits = turn == 0 && sc->partial.head != NULL;
 
-		if (page != NULL) {
-			void *object = kslab_sc_next_word(owner, sc);
-
+		/* Not looked at once more while others wait: what it gathers meanwhile, it keeps. */
+		if (sc->page != NULL && !(waits && is_used_up(sc))) {
+			object = kslab_sc_next_word(owner, sc);
 			if (KSLAB_LIKELY(object != NULL))
 				return object;
-			if (turn == 0 && sc->partial.head != NULL)
-				set_aside(sc);
-			else
-				kslab_sc_retire(owner, sc);
 		}
+		if (sc->page != NULL && waits)
+			set_aside(sc);
+		else
+			kslab_sc_retire(owner, sc);
 		if (KSLAB_UNLIKELY(kslab_sc_has_mail(owner)) && turn == 0)
 			kslab_sc_drain(owner, KSLAB_MAIL_MOST);
-		page = sc->partial.head != NULL ? sc->partial.head : sc->empty.head;
-		if (page == NULL)
+		if (!turn_to_next(owner, sc))
 			return NULL;
-		unlink_page(owner, page);
-		kslab_page_set_state(page, KSLAB_PAGE_CURRENT);
-		sc->page = page;
-		look_at_group(sc, page, 0);
+		if (KSLAB_LIKELY(sc->ready != 0)) {
+			object = kslab_sc_issue_ready(sc);
+			if (KSLAB_LIKELY(object != NULL))
+				return object;
+		}
 	}
 	return NULL;
 }

@@ -30,9 +30,9 @@ KSLAB_INLINE void *kslab_sc_pop(struct kslab_sc *sc)
 /* Bits of word i that belong to slots; no branch: it would be mispredicted. */
 KSLAB_INLINE kslab_word kslab_page_slots_of(const struct kslab_page *page, unsigned i)
 {
-	uint32_t end = (i + 1) * KSLAB_WORD_BITS,
-		 behind = end > page->slots ? end - page->slots : 0;
+	uint32_t behind = (i + 1) * KSLAB_WORD_BITS - page->slots;
 
+	behind &= (behind >> 31) - 1; /* none, if it would be negative */
 	return ~(kslab_word)0 >> behind;
 }
 
