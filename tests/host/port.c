@@ -20,12 +20,14 @@
 #include "host.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #if !KSLAB_HOST_GLOBAL_LOCK && KSLAB_CFG_CPUS < 4
@@ -184,10 +186,35 @@ __attribute__((no_sanitize("thread"))) static uintptr_t piece_got_to(void)
 	return is_worth_it(heap, page) ? piece : 0;
 }
 
+/*
+ * The administrator's "never" counts; MADV_COLLAPSE itself does not ask. Without open and read, at
+ * which a thread may be cancelled: malloc is no such place.
+ */
+static bool may_be_huge(void)
+{
+	char text[64] = "";
+	long fd = syscall(SYS_openat, AT_FDCWD, "/sys/kernel/mm/transparent_hugepage/enabled",
+			  O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	if (syscall(SYS_read, fd, text, sizeof(text) - 1) < 0)
+		text[0] = '\0';
+	syscall(SYS_close, fd);
+	return text[0] != '\0' && strstr(text, "[never]") == NULL;
+}
+
 static void make_huge(uintptr_t piece)
 {
+	static bool was_asked; /* [a] */
 	int saved = errno;
 
+	if (!__atomic_exchange_n(&was_asked, true, __ATOMIC_RELAXED) && !may_be_huge())
+		__atomic_store_n(&is_refused, true, __ATOMIC_RELAXED);
+	if (__atomic_load_n(&is_refused, __ATOMIC_RELAXED)) {
+		errno = saved;
+		return;
+	}
 	/* The kernel wants one page to be there. EAGAIN: a page was in use elsewhere. */
 	if ((madvise((void *)piece, kslab_default_heap.page_bytes, MADV_POPULATE_WRITE) ||
 	     madvise((void *)piece, PIECE_BYTES, MADV_COLLAPSE)) &&
