@@ -79,8 +79,19 @@ void kslab_source_fini(struct kslab_heap *heap);
  */
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
-/* True if a heap, this one or another, holds any of the pages. Under the lock. */
-bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes);
+/*
+ * True if the heap holds any of the pages: in its map, its regions, its metadata, or set aside.
+ * Under its lock.
+ */
+bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
+/* The same of all other heaps. With no lock: theirs are taken, one after the other. */
+bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
+
+/*
+ * Keep a page for KSLAB_RESERVE requests; its record is written into it. Under the lock, or in
+ * init. Return: false: it is one of them already.
+ */
+bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address);
 
 /*
  * Does the window cover a range, or could it, by being placed or (early in the boot, once) moved?

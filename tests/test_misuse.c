@@ -1624,7 +1624,7 @@ static void a_page_set_aside_for_emergencies_is_ours_already(void **state)
 	(void)state;
 	begin(&t, &config);
 	put(get(64));
-	a_page_is_refused((void *)t.heap.emergency, 200, PAGE, false);
+	a_page_is_refused((void *)t.heap.emergency.root, 200, PAGE, false);
 	end(&t);
 }
 

@@ -26,8 +26,7 @@
  * source, report hook and the filling of memory excluded) as make worst holds them. Interrupts are
  * off for at most 400 of them; 700 where a page goes back to a region, 900 where pages of a CPU that
  * is gone are moved or looked at, 3,000 where a leaf of the page map is made, 60,000 in the first
- * call. Two things still lengthen both: pages of the source that lie apart, so that each needs a leaf of the map (by the
- * leaves that the map does not know itself), and emergency_pages (by how many there are).
+ * call.
  *
  * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap,
  * ...) on any.
@@ -187,10 +186,10 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
  * to a base page; to a base page above. It does not cross a page boundary if n is at most a page
  * and a power of two. Context: any. Complexity: O(1), about 20 instructions; when the cached word
  * is used up O(words of a page), or the page source: at most 1,500 from pages that are there, 10,000
- * with mail, 6,000 if a page is made (the first call of all: 80,000), 30,000 if everything comes
- * together. If the page source fails, O(pages of this CPU) before the call does; large blocks O(their
- * pages). Return: NULL on failure, reason in
- * kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
+ * with mail, 6,000 if a page is made (8,000 from a source whose pages lie so far apart that each
+ * needs a leaf of the map, 80,000 in the first call of all), 30,000 if everything comes together. If
+ * the page source fails, O(pages of this CPU) before the call does; large blocks O(their pages).
+ * Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
  */
 void *kslab_malloc(size_t n);
 void *kslab_heap_malloc(struct kslab_heap *heap, size_t n);
