@@ -676,10 +676,57 @@ void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, si
 		is_purging = purge_piece(heap, region, limit / 2);
 }
 
+/* Runs that were given up in an NMI and go with one that is given back outside; the rest, later. */
+#define WAITING_MOST 2u
+
+/* No callback in an NMI, and perhaps no lock: the run holds its own record meanwhile. */
+static void let_wait(struct kslab_heap *heap, uintptr_t address, size_t pages)
+{
+	struct kslab_chunk *chunk = (struct kslab_chunk *)address;
+	struct kslab_chunk *head = KSLAB_LOAD_RELAXED(&heap->waiting);
+
+	chunk->pages = pages;
+	do {
+		chunk->next = head;
+	} while (!KSLAB_CAS_RELEASE(&heap->waiting, &head, chunk));
+}
+
+size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most)
+{
+	size_t released = 0;
+
+	for (; most != 0 && KSLAB_LOAD_RELAXED(&heap->waiting) != NULL; most--) {
+		struct kslab_lock_state state;
+		struct kslab_chunk *chunk;
+
+		if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
+			break;
+		/*
+		 * Pairs with the push. Only who has the lock pops, so nobody pops the head and
+		 * pushes it again meanwhile.
+		 */
+		chunk = KSLAB_LOAD_ACQUIRE(&heap->waiting);
+		while (chunk != NULL && !KSLAB_CAS_ACQ_REL(&heap->waiting, &chunk, chunk->next))
+			;
+		if (chunk == NULL) {
+			kslab_heap_unlock(heap, &state);
+			break;
+		}
+		released += chunk->pages;
+		kslab_source_give_and_unlock(heap, (uintptr_t)chunk, chunk->pages, &state);
+	}
+	return released;
+}
+
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 {
 	struct kslab_lock_state state;
 
+	if (KSLAB_PORT_IN_NMI()) {
+		let_wait(heap, address, pages);
+		return;
+	}
+	kslab_source_release_waiting(heap, WAITING_MOST);
 	if (kslab_heap_lock(heap, &state))
 		kslab_source_give_and_unlock(heap, address, pages, &state);
 }
@@ -712,6 +759,8 @@ bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t page
 
 void kslab_source_purge(struct kslab_heap *heap, size_t keep)
 {
+	if (KSLAB_PORT_IN_NMI())
+		return;
 	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions) && heap->purge != NULL; i++) {
 		while (purge_piece(heap, &heap->region[i], keep))
 			;

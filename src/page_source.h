@@ -34,12 +34,18 @@ struct kslab_run {
 enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				     unsigned flags, struct kslab_run *run);
 
-/* Give a run back whose map entries are nobody's again. */
+/*
+ * Give a run back whose map entries are nobody's again. In an NMI it waits: it goes with one that is
+ * given back outside, two with each, or with what waits there of the large blocks.
+ */
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
+/* So many of those that wait go back. Return: base pages. */
+size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most);
 
 /*
  * The same halves for those who have more to do under the lock. Take: at once, from a region, where
- * the map has its leaves; false: by kslab_source_alloc, if at all.
+ * the map has its leaves; false: by kslab_source_alloc, if at all. Give: not in an NMI, it may call
+ * back.
  */
 bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run);
 void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,

@@ -100,13 +100,14 @@ struct kslab_lock {
 
 /*
  * A run of pages that the heap keeps for itself: metadata, its record in a chunk; or a page that is
- * set aside, its record in the page. All [l].
+ * set aside, or a run that waits to go back, the record in its first bytes. All [l], but of a run
+ * that waits.
  */
 struct kslab_chunk {
 	struct kslab_chunk *child[2]; /* in a tree of runs: see chunk_tree.h */
 	uintptr_t address;
 	size_t pages;
-	struct kslab_chunk *next; /* metadata: the one before */
+	struct kslab_chunk *next; /* metadata, and what waits: the one before */
 	uint8_t bit; /* of the tree */
 	bool marked; /* metadata: the page map knows it as such */
 };
@@ -209,6 +210,7 @@ struct kslab_heap {
 	struct kslab_region region[KSLAB_CFG_REGIONS];
 	struct kslab_chunk_tree emergency; /* [l] single base pages for KSLAB_RESERVE */
 	size_t emergency_target; /* [l] how many there should be */
+	struct kslab_chunk *waiting; /* [a] runs that were given up in an NMI; popped under [l] */
 	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
 	/* [l] owns the pages of CPUs that went offline; operated under the lock */
 	struct kslab_zone *limbo;
