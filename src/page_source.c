@@ -650,27 +650,34 @@ bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address)
 	return kslab_chunk_tree_insert(&heap->emergency, chunk);
 }
 
+/* Into its region, or aside. Under the lock. Return: false: the callback has to take it. */
+static bool take_in(struct kslab_heap *heap, struct kslab_region *region, uintptr_t address,
+		    size_t pages)
+{
+	if (region == NULL)
+		return pages == 1 && heap->emergency.count < heap->emergency_target &&
+		       kslab_source_set_aside(heap, address);
+	heap->pages_in_use -= pages;
+	kslab_region_free(region, heap->page_shift, address, pages, true);
+	return true;
+}
+
 void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
 				  struct kslab_lock_state *state)
 {
 	size_t limit = heap->purge_bytes >> heap->page_shift;
 	struct kslab_region *region = region_of(heap, address);
-	bool is_purging = false;
+	bool is_taken = take_in(heap, region, address, pages), is_purging = false;
 
-	if (region == NULL && pages == 1 && heap->emergency.count < heap->emergency_target &&
-	    kslab_source_set_aside(heap, address)) {
-		kslab_heap_unlock(heap, state);
-		return;
-	}
-	heap->pages_in_use -= pages;
+	if (!is_taken)
+		heap->pages_in_use -= pages;
 	if (region != NULL) {
-		kslab_region_free(region, heap->page_shift, address, pages, true);
 		if (region->dirty_pages > limit && heap->purge != NULL)
 			region->is_purging = true;
 		is_purging = region->is_purging;
 	}
 	kslab_heap_unlock(heap, state);
-	if (region == NULL)
+	if (!is_taken)
 		heap->free_pages(heap->source_ctx, (void *)address, pages);
 	for (size_t most = purge_pieces(pages); most != 0 && is_purging; most--)
 		is_purging = purge_piece(heap, region, limit / 2);
@@ -679,7 +686,7 @@ void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, si
 /* Runs that were given up in an NMI and go with one that is given back outside; the rest, later. */
 #define WAITING_MOST 2u
 
-/* No callback in an NMI, and perhaps no lock: the run holds its own record meanwhile. */
+/* No callback in an NMI, or no lock: the run holds its own record meanwhile. */
 static void let_wait(struct kslab_heap *heap, uintptr_t address, size_t pages)
 {
 	struct kslab_chunk *chunk = (struct kslab_chunk *)address;
@@ -723,7 +730,14 @@ void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 	struct kslab_lock_state state;
 
 	if (KSLAB_PORT_IN_NMI()) {
-		let_wait(heap, address, pages);
+		bool is_taken = false;
+
+		if (kslab_heap_lock(heap, &state)) {
+			is_taken = take_in(heap, region_of(heap, address), address, pages);
+			kslab_heap_unlock(heap, &state);
+		}
+		if (!is_taken)
+			let_wait(heap, address, pages);
 		return;
 	}
 	kslab_source_release_waiting(heap, WAITING_MOST);

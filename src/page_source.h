@@ -35,8 +35,9 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 				     unsigned flags, struct kslab_run *run);
 
 /*
- * Give a run back whose map entries are nobody's again. In an NMI it waits: it goes with one that is
- * given back outside, two with each, or with what waits there of the large blocks.
+ * Give a run back whose map entries are nobody's again. In an NMI that needs the callback, or finds
+ * the lock taken, it waits: it goes with one that is given back outside, two with each, or with what
+ * waits there of the large blocks. Nothing is purged there.
  */
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
 /* So many of those that wait go back. Return: base pages. */
