@@ -84,9 +84,10 @@
  * For a request it first looks at SWEEP_MOST partial pages for empty ones, from where the last one
  * stopped; a zone has served a request when a sweep that began after it is through and no empty page
  * is left. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on
- * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's memory.
- * Large blocks freed in an NMI, and runs given up in one, go two with each outside; a region with more than
- * purge_bytes of free memory to purge is purged of a few pieces at each free, down to half of that.
+ * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's
+ * memory. Large blocks freed in an NMI, and runs given up in one, go two with each outside; a region
+ * with more than purge_bytes of free memory to purge is purged of a few pieces at each free, down to
+ * half of that.
  *
  * The source fails. What is known to be empty goes back, as much as is needed, and the source is
  * asked again; then mail is taken in, eight pages and another try; then everything is swept, eight

@@ -287,6 +287,8 @@ static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t b
 		return refuse_region(heap, mem, bytes, caller, "region is too small");
 	if (start + (bytes - 1) < start || start + bytes == 0)
 		return refuse_region(heap, mem, bytes, caller, "region wraps the address space");
+	if (bytes - 1 > (size_t)(KSLAB_WINDOW_BYTES - 1))
+		return refuse_region(heap, mem, bytes, caller, "region lies outside the window");
 	is_elsewhere = kslab_source_is_elsewhere(heap, start, bytes);
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;

@@ -156,17 +156,19 @@ static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes
 /* The same of a run of any length: the lock is taken, and dropped again and again. */
 static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	size_t piece = LOOK_PAGES << heap->page_shift;
+	size_t piece = LOOK_PAGES << heap->page_shift; /* 0: all, of an address space of 32 bits */
 	bool is_known = false;
 
-	for (size_t done = 0; done < bytes && !is_known; done += piece) {
+	while (bytes != 0 && !is_known) {
 		struct kslab_lock_state state;
+		size_t n = piece != 0 && piece < bytes ? piece : bytes;
 
 		if (!kslab_heap_lock(heap, &state))
 			break;
-		is_known = kslab_source_is_known(heap, address + done,
-						 bytes - done < piece ? bytes - done : piece);
+		is_known = kslab_source_is_known(heap, address, n);
 		kslab_heap_unlock(heap, &state);
+		address += n;
+		bytes -= n;
 	}
 	return is_known;
 }
