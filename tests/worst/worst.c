@@ -1436,7 +1436,7 @@ static const struct scene {
 	{ "kslab_realloc", "large, as many pages as before", realloc_large_hot, 100, 0 },
 	{ "kslab_realloc", "large, grows by 4 pages of a region", realloc_grow, 4000, 2500 },
 	{ "kslab_realloc", "large, gives back 4 of a region", realloc_shrink, 2500, 1200 },
-	{ "kslab_realloc", "large, into spare blocks", realloc_spare, 6000, 0 },
+	{ "kslab_realloc", "large, into spare blocks", realloc_spare, 6000, 1200 },
 	{ "kslab_realloc", "large, to another run", realloc_large, 8500, LEAF },
 	{ "cache calls", "hot path: alloc, free", cache_hot, 300, 0 },
 	{ "cache_init", "many caches", cache_init, 400, 0 },
