@@ -2,6 +2,7 @@
  * check.c - owns the judgement of a whole heap: lists, counts, states, bits, map; and the walk over
  * live objects. Rank: 6.  Runs on a quiet heap; reads only.
  */
+#include "chunk_tree.h"
 #include "debug.h"
 #include "heap.h"
 #include "page_list.h"
@@ -162,6 +163,58 @@ static void check_large(struct checking *checking)
 	checking->result.large_blocks = live;
 }
 
+static void wrong_run(struct checking *checking, const char *what, const struct kslab_chunk *where)
+{
+	wrong(checking, what, NULL);
+	if (checking->result.errors == 1 && where != NULL)
+		checking->result.page = (const void *)where->address;
+}
+
+/* A tree of runs, none of which the map may know. */
+static void check_tree(struct checking *checking, const struct kslab_chunk_tree *tree)
+{
+	struct kslab_heap *heap = checking->heap;
+	const struct kslab_chunk *chunk;
+	const char *what = kslab_chunk_tree_verify(tree, heap->page_shift, &chunk);
+
+	if (what != NULL) {
+		wrong_run(checking, what, chunk);
+		return;
+	}
+	for (chunk = kslab_chunk_tree_floor(tree, UINTPTR_MAX); chunk != NULL;
+	     chunk = kslab_chunk_tree_floor(tree, chunk->address - 1))
+		if (!kslab_page_map_is_free(&heap->map, chunk->address,
+					    chunk->pages << heap->page_shift))
+			wrong_run(checking, "the map knows a run of pages that it should not",
+				  chunk);
+}
+
+/* Metadata, and what is set aside. */
+static void check_chunks(struct checking *checking)
+{
+	const struct kslab_heap *heap = checking->heap;
+	const struct kslab_chunk *chunk = heap->meta.chunks;
+	size_t pages = 0, unmarked = 0;
+
+	check_tree(checking, &heap->meta.unmarked);
+	check_tree(checking, &heap->emergency);
+	for (; chunk != NULL && pages <= heap->meta.pages; chunk = chunk->next) {
+		const struct kslab_chunk *found =
+			kslab_chunk_tree_floor(&heap->meta.unmarked, chunk->address);
+
+		pages += chunk->pages;
+		unmarked += !chunk->marked;
+		if (chunk->marked ? kslab_page_map_find(&heap->map, chunk->address) !=
+					    &kslab_page_metadata
+				  : found != chunk)
+			wrong_run(checking, "metadata is neither in the map nor in its tree",
+				  chunk);
+	}
+	if (pages != heap->meta.pages || unmarked != heap->meta.unmarked.count ||
+	    heap->emergency.count > heap->emergency_target)
+		wrong(checking, "counts of metadata, or of pages set aside, are wrong", NULL);
+}
+
 bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out)
 {
 	struct checking checking = { .heap = heap };
@@ -169,6 +222,7 @@ bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out)
 	if (heap->state == KSLAB_HEAP_READY) {
 		kslab_heap_each_zone(heap, check_zone, &checking);
 		check_large(&checking);
+		check_chunks(&checking);
 		if (heap->pages_in_use < heap->meta.pages + heap->large_pages)
 			wrong(&checking, "fewer pages in use than metadata and large blocks take",
 			      NULL);

@@ -25,7 +25,7 @@ static bool is_metadata(const struct kslab_heap *heap, const void *pointer)
 		return false;
 	if (kslab_page_map_find(&heap->map, address) == &kslab_page_metadata)
 		return true;
-	if (heap->meta.unmarked == 0)
+	if (heap->meta.unmarked.count == 0)
 		return false;
 	for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL;
 	     chunk = chunk->next)

@@ -112,13 +112,20 @@
  * For a request it first looks at SWEEP_MOST partial pages for empty ones, from where the last one
  * stopped; a zone has served a request when a sweep that began after it is through and no empty page
  * is left. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on
- * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's memory.
- * Large blocks freed in an NMI go two with each that is freed outside; a region with more than
- * purge_bytes of free memory to purge is purged of a few pieces at each free, down to half of that.
+ * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's
+ * memory. Large blocks freed in an NMI, and runs given up in one, go two with each outside; a region
+ * with more than purge_bytes of free memory to purge is purged of a few pieces at each free, down to
+ * half of that.
  *
  * The source fails. What is known to be empty goes back, as much as is needed, and the source is
  * asked again; then mail is taken in, eight pages and another try; then everything is swept, eight
  * pages and another try. Only when all of that is through does the call fail: O(pages), once.
+ *
+ * What the map does not know. Metadata where there is no leaf, and pages that are set aside, are kept
+ * in trees by address (chunk_tree.h): whether a page that comes from the source is one of them is
+ * asked in one way down, of at most as many steps as a page number has bits. When a leaf is made, four
+ * chunks are looked at, in a circle, whether the map can know them now: more than the leaf takes for
+ * itself.
  *
  * Limbo. It is brought up to date by steps under the lock, a page each, between which the lock is
  * dropped; a zone that lingers is emptied class by class, a page that is QUEUED goes to the tail of
@@ -137,8 +144,8 @@
  *
  * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a
  *    zone.
- * 2. the lock of the default heap, for the list of heaps; never together with 1; what is read of
- *    other heaps under lock 1 (kslab_source_is_known) is read without theirs.
+ * 2. the lock of the default heap, for the list of heaps. No two locks are held at once: other heaps
+ *    are asked under theirs, one after the other, before (kslab_source_is_elsewhere).
  * No lock and no zone is held while a callback of the kernel (page source, purge, report,
  * constructor) runs.
  *

@@ -153,7 +153,7 @@ static void unlink_heap(struct kslab_heap *heap)
 
 static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 {
-	while (heap->emergency_pages < heap->emergency_target) {
+	while (heap->emergency.count < heap->emergency_target) {
 		uintptr_t page;
 
 		page = heap->alloc_pages != NULL ? (uintptr_t)heap->alloc_pages(heap->source_ctx, 1)
@@ -164,9 +164,8 @@ static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 			heap->free_pages(heap->source_ctx, (void *)page, 1);
 			return KSLAB_NO_PAGES;
 		}
-		*(uintptr_t *)page = heap->emergency;
-		heap->emergency = page;
-		heap->emergency_pages++;
+		if (!kslab_source_set_aside(heap, page))
+			return KSLAB_NO_PAGES; /* twice the same: it goes back once */
 		heap->pages_in_use++;
 	}
 	return KSLAB_OK;
@@ -280,6 +279,7 @@ static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t b
 	struct kslab_region region = { 0 };
 	struct kslab_lock_state state;
 	const char *what = NULL;
+	bool is_elsewhere;
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return KSLAB_NOT_INITIALISED;
@@ -287,12 +287,15 @@ static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t b
 		return refuse_region(heap, mem, bytes, caller, "region is too small");
 	if (start + (bytes - 1) < start || start + bytes == 0)
 		return refuse_region(heap, mem, bytes, caller, "region wraps the address space");
+	if (bytes - 1 > (size_t)(KSLAB_WINDOW_BYTES - 1))
+		return refuse_region(heap, mem, bytes, caller, "region lies outside the window");
+	is_elsewhere = kslab_source_is_elsewhere(heap, start, bytes);
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
 	/* All judgements before the window is placed: a refusal leaves the heap as it was. */
 	if (heap->regions == KSLAB_CFG_REGIONS)
 		what = "no region slot is left (KSLAB_CFG_REGIONS)";
-	else if (kslab_source_is_known(heap, start, bytes))
+	else if (is_elsewhere || kslab_source_is_known(heap, start, bytes))
 		what = "region overlaps memory of a heap";
 	else if (!kslab_source_can_cover(heap, start, bytes))
 		what = "region lies outside the window";

@@ -329,10 +329,15 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	return true;
 }
 
-bool kslab_large_has_deferred(const struct kslab_heap *heap)
+static bool has_blocks_waiting(const struct kslab_heap *heap)
 {
 	return KSLAB_LOAD_RELAXED(&heap->deferred) != NULL ||
 	       KSLAB_LOAD_RELAXED(&heap->releasing) != NULL;
+}
+
+bool kslab_large_has_deferred(const struct kslab_heap *heap)
+{
+	return has_blocks_waiting(heap) || KSLAB_LOAD_RELAXED(&heap->waiting) != NULL;
 }
 
 /* One of the blocks that wait; NULL: none. */
@@ -355,11 +360,12 @@ static struct kslab_page *take_deferred(struct kslab_heap *heap)
 size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most)
 {
 	struct kslab_page *page;
-	size_t released = 0;
+	size_t released;
 
 	if (KSLAB_PORT_IN_NMI())
 		return 0;
-	for (; most != 0 && kslab_large_has_deferred(heap); most--) {
+	released = kslab_source_release_waiting(heap, most);
+	for (; most != 0 && has_blocks_waiting(heap); most--) {
 		page = take_deferred(heap);
 		if (page == NULL)
 			continue;

@@ -163,22 +163,29 @@ void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t byte
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes)
 {
 	const uintptr_t grain = (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT;
-	uintptr_t leafless;
+	size_t span, n;
 
-	for (size_t done = 0; done < bytes;) {
-		uintptr_t a = start + done;
-		const struct kslab_page *page = kslab_page_map_find(map, a);
+	/*
+	 * Where there is no leaf, all of its span is free: a region may be far larger than what is
+	 * in use.
+	 */
+	for (size_t done = 0; done < bytes; done += span) {
+		uintptr_t a = start + done, leafless;
+		struct kslab_page **entry;
 
-		if (page != &kslab_page_nobody && page != &kslab_page_released)
-			return false;
-		/*
-		 * Where there is no leaf, all of its span is free: a region may be far larger than
-		 * what is in use.
-		 */
+		span = LEAF_SPAN - (a & (LEAF_SPAN - 1));
+		if (span > bytes - done)
+			span = bytes - done;
 		if (kslab_page_map_lacks_leaf(map, a, 1, &leafless))
-			done += LEAF_SPAN - (a & (LEAF_SPAN - 1));
-		else
-			done += grain - (a & (grain - 1));
+			continue;
+		entry = kslab_page_map_entry(KSLAB_LOAD_RELAXED(kslab_page_map_top(map, a)), a);
+		n = ((a & (grain - 1)) + span + grain - 1) >> KSLAB_CFG_GRAIN_SHIFT;
+		for (; n != 0; n--, entry++) {
+			const struct kslab_page *page = KSLAB_LOAD_RELAXED(entry);
+
+			if (page != &kslab_page_nobody && page != &kslab_page_released)
+				return false;
+		}
 	}
 	return true;
 }

@@ -7,6 +7,7 @@
  * looked at before such a call is looked at again after it.
  */
 #include "page_source.h"
+#include "chunk_tree.h"
 #include "inject.h"
 #include "page_map.h"
 #include "region.h"
@@ -122,8 +123,7 @@ static bool overlaps(uintptr_t a, size_t a_bytes, uintptr_t b, size_t b_bytes)
 	return a - b < b_bytes || b - a < a_bytes;
 }
 
-/* True if a heap holds any of the pages: in its map, its regions, its metadata, or set aside. */
-static bool holds(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
 	if (heap->state != KSLAB_HEAP_READY)
 		return false;
@@ -133,27 +133,8 @@ static bool holds(const struct kslab_heap *heap, uintptr_t address, size_t bytes
 		if (overlaps(address, bytes, heap->region[i].start,
 			     heap->region[i].end - heap->region[i].start))
 			return true;
-	if (heap->meta.unmarked != 0)
-		for (const struct kslab_chunk *chunk = heap->meta.chunks; chunk != NULL;
-		     chunk = chunk->next)
-			if (overlaps(address, bytes, chunk->address,
-				     chunk->pages << heap->page_shift))
-				return true;
-	for (uintptr_t page = heap->emergency; page != 0; page = *(uintptr_t *)page)
-		if (overlaps(address, bytes, page, heap->page_bytes))
-			return true;
-	return false;
-}
-
-bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes)
-{
-	if (holds(heap, address, bytes))
-		return true;
-	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL;
-	     other = other->next_heap)
-		if (other != heap && holds(other, address, bytes))
-			return true;
-	return false;
+	return kslab_chunk_tree_overlaps(&heap->meta.unmarked, heap->page_shift, address, bytes) ||
+	       kslab_chunk_tree_overlaps(&heap->emergency, heap->page_shift, address, bytes);
 }
 
 static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes,
@@ -172,22 +153,34 @@ static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes
 /* Pages of a run that are looked at before the lock is dropped. */
 #define LOOK_PAGES 16u
 
-/* True if a heap holds any page of the beginning of a run; the lock is dropped again and again. */
+/* The same of a run of any length: the lock is taken, and dropped again and again. */
 static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	size_t piece = LOOK_PAGES << heap->page_shift;
+	size_t piece = LOOK_PAGES << heap->page_shift; /* 0: all, of an address space of 32 bits */
 	bool is_known = false;
 
-	for (size_t done = 0; done < bytes && !is_known; done += piece) {
+	while (bytes != 0 && !is_known) {
 		struct kslab_lock_state state;
+		size_t n = piece != 0 && piece < bytes ? piece : bytes;
 
 		if (!kslab_heap_lock(heap, &state))
 			break;
-		is_known = kslab_source_is_known(heap, address + done,
-						 bytes - done < piece ? bytes - done : piece);
+		is_known = kslab_source_is_known(heap, address, n);
 		kslab_heap_unlock(heap, &state);
+		address += n;
+		bytes -= n;
 	}
 	return is_known;
+}
+
+bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	for (struct kslab_heap *other = &kslab_default_heap; other != NULL;
+	     other = other->next_heap)
+		if (other != heap && other->state == KSLAB_HEAP_READY &&
+		    is_known_run(other, address, bytes))
+			return true;
+	return false;
 }
 
 /* Judge what a callback returned. Return: true if it can be used; else it was dealt with. */
@@ -203,7 +196,8 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 		what = "page source: misaligned page";
 	} else if (address + (bytes - 1) < address) {
 		what = "page source: page wraps the address space";
-	} else if (is_known_run(heap, address, bytes - rest)) {
+	} else if (kslab_source_is_elsewhere(heap, address, bytes) ||
+		   is_known_run(heap, address, bytes - rest)) {
 		what = "page source: page is in use already";
 		give_back = false;
 	} else if (kslab_heap_lock(heap, &state)) {
@@ -280,6 +274,21 @@ bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *
 	return false;
 }
 
+/* A page that was set aside; it may be the first of all, so that the window is placed by it. */
+static bool take_emergency(struct kslab_heap *heap, struct kslab_run *run)
+{
+	struct kslab_chunk *chunk = heap->emergency.root;
+
+	if (chunk == NULL || !kslab_source_can_cover(heap, chunk->address, heap->page_bytes))
+		return false;
+	kslab_source_cover(heap, chunk->address, heap->page_bytes);
+	kslab_chunk_tree_remove(&heap->emergency, chunk);
+	heap->pages_in_use--; /* it was counted when it was set aside */
+	run->address = chunk->address;
+	run->zeroed = false;
+	return true;
+}
+
 static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				      unsigned flags, struct kslab_run *run)
 {
@@ -298,14 +307,8 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 				reason = KSLAB_OK;
 		}
 		if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 &&
-		    heap->emergency != 0) {
-			run->address = heap->emergency;
-			heap->emergency = *(uintptr_t *)heap->emergency;
-			heap->emergency_pages--;
-			heap->pages_in_use--; /* it was counted when it was set aside */
-			run->zeroed = false;
+		    take_emergency(heap, run))
 			reason = KSLAB_OK;
-		}
 		if (reason == KSLAB_OK) {
 			run->pages = pages;
 			count_pages(heap, pages);
@@ -338,25 +341,43 @@ static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t
 
 /* ---- metadata -------------------------------------------------------------------------------- */
 
-/* Let the map know metadata as such, once it has leaves there. Under the lock. */
-static void mark_chunk(struct kslab_heap *heap, struct kslab_chunk *chunk)
+/*
+ * Chunks that are looked at when a leaf is made, whether the map can know them now: in a circle, and
+ * more than the leaf takes for itself.
+ */
+#define MARK_LOOKS 4u
+
+/* Let the map know metadata as such, if it has leaves there. Under the lock. Return: if so. */
+static bool mark_chunk(struct kslab_heap *heap, struct kslab_chunk *chunk)
 {
-	size_t bytes = chunk->pages * heap->page_bytes;
+	size_t bytes = chunk->pages << heap->page_shift;
 	uintptr_t missing;
 
 	if (kslab_page_map_lacks_leaf(&heap->map, chunk->address, bytes, &missing))
-		return;
+		return false;
 	kslab_page_map_set(&heap->map, chunk->address, bytes, &kslab_page_metadata);
 	chunk->marked = true;
-	heap->meta.unmarked--;
+	return true;
 }
 
-static void mark_chunks(struct kslab_heap *heap)
+/* A leaf was made: some of those that the map did not know. */
+static void mark_some(struct kslab_heap *heap)
 {
-	for (struct kslab_chunk *chunk = heap->meta.chunks;
-	     chunk != NULL && heap->meta.unmarked != 0; chunk = chunk->next)
-		if (!chunk->marked)
-			mark_chunk(heap, chunk);
+	struct kslab_meta *meta = &heap->meta;
+	struct kslab_lock_state state;
+
+	if (!kslab_heap_lock(heap, &state))
+		return;
+	for (unsigned looks = MARK_LOOKS; looks != 0 && meta->unmarked.count != 0; looks--) {
+		struct kslab_chunk *chunk = kslab_chunk_tree_floor(&meta->unmarked, meta->looked);
+
+		if (chunk == NULL) /* down to the first: on from the last */
+			chunk = kslab_chunk_tree_floor(&meta->unmarked, UINTPTR_MAX);
+		meta->looked = chunk->address - 1;
+		if (mark_chunk(heap, chunk))
+			kslab_chunk_tree_remove(&meta->unmarked, chunk);
+	}
+	kslab_heap_unlock(heap, &state);
 }
 
 /*
@@ -385,9 +406,12 @@ static void record(struct kslab_heap *heap, struct kslab_chunk *chunk, const str
 	chunk->next = heap->meta.chunks;
 	heap->meta.chunks = chunk;
 	heap->meta.pages += run->pages;
-	heap->meta.unmarked++;
-	mark_chunk(heap, chunk);
+	if (!mark_chunk(heap, chunk))
+		kslab_chunk_tree_insert(&heap->meta.unmarked, chunk);
 }
+
+/* Chunks begin with their record, for which new_chunk leaves room. */
+_Static_assert(sizeof(struct kslab_chunk) <= 64, "a chunk's record is a line at most");
 
 /* Begin a new chunk; what was left of the old one is lost (less than one request). */
 static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, unsigned flags)
@@ -546,6 +570,7 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 
 	while (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
 		void *leaf = NULL;
+		bool marks;
 
 		if (!KSLAB_CFG_FLAT_MAP) {
 			leaf = kslab_meta_alloc(heap, KSLAB_LEAF_BYTES, flags, &reason);
@@ -561,8 +586,10 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 		 */
 		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing))
 			kslab_page_map_add_leaf(&heap->map, missing, leaf);
-		mark_chunks(heap);
+		marks = heap->meta.unmarked.count != 0;
 		kslab_heap_unlock(heap, &state);
+		if (marks)
+			mark_some(heap);
 	}
 	return KSLAB_OK;
 }
@@ -613,38 +640,109 @@ static bool purge_piece(struct kslab_heap *heap, struct kslab_region *region, si
 	return true;
 }
 
+bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address)
+{
+	struct kslab_chunk *chunk = (struct kslab_chunk *)address;
+
+	if (kslab_chunk_tree_overlaps(&heap->emergency, heap->page_shift, address,
+				      heap->page_bytes))
+		return false;
+	chunk->address = address;
+	chunk->pages = 1;
+	return kslab_chunk_tree_insert(&heap->emergency, chunk);
+}
+
+/* Into its region, or aside. Under the lock. Return: false: the callback has to take it. */
+static bool take_in(struct kslab_heap *heap, struct kslab_region *region, uintptr_t address,
+		    size_t pages)
+{
+	if (region == NULL)
+		return pages == 1 && heap->emergency.count < heap->emergency_target &&
+		       kslab_source_set_aside(heap, address);
+	heap->pages_in_use -= pages;
+	kslab_region_free(region, heap->page_shift, address, pages, true);
+	return true;
+}
+
 void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
 				  struct kslab_lock_state *state)
 {
 	size_t limit = heap->purge_bytes >> heap->page_shift;
 	struct kslab_region *region = region_of(heap, address);
-	bool is_purging = false;
+	bool is_taken = take_in(heap, region, address, pages), is_purging = false;
 
-	if (region == NULL && pages == 1 && heap->emergency_pages < heap->emergency_target) {
-		*(uintptr_t *)address = heap->emergency;
-		heap->emergency = address;
-		heap->emergency_pages++;
-		kslab_heap_unlock(heap, state);
-		return;
-	}
-	heap->pages_in_use -= pages;
+	if (!is_taken)
+		heap->pages_in_use -= pages;
 	if (region != NULL) {
-		kslab_region_free(region, heap->page_shift, address, pages, true);
 		if (region->dirty_pages > limit && heap->purge != NULL)
 			region->is_purging = true;
 		is_purging = region->is_purging;
 	}
 	kslab_heap_unlock(heap, state);
-	if (region == NULL)
+	if (!is_taken)
 		heap->free_pages(heap->source_ctx, (void *)address, pages);
 	for (size_t most = purge_pieces(pages); most != 0 && is_purging; most--)
 		is_purging = purge_piece(heap, region, limit / 2);
+}
+
+/* Runs that were given up in an NMI and go with one that is given back outside; the rest, later. */
+#define WAITING_MOST 2u
+
+/* No callback in an NMI, or no lock: the run holds its own record meanwhile. */
+static void let_wait(struct kslab_heap *heap, uintptr_t address, size_t pages)
+{
+	struct kslab_chunk *chunk = (struct kslab_chunk *)address;
+	struct kslab_chunk *head = KSLAB_LOAD_RELAXED(&heap->waiting);
+
+	chunk->pages = pages;
+	do {
+		chunk->next = head;
+	} while (!KSLAB_CAS_RELEASE(&heap->waiting, &head, chunk));
+}
+
+size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most)
+{
+	size_t released = 0;
+
+	for (; most != 0 && KSLAB_LOAD_RELAXED(&heap->waiting) != NULL; most--) {
+		struct kslab_lock_state state;
+		struct kslab_chunk *chunk;
+
+		if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state))
+			break;
+		/*
+		 * Pairs with the push. Only who has the lock pops, so nobody pops the head and
+		 * pushes it again meanwhile.
+		 */
+		chunk = KSLAB_LOAD_ACQUIRE(&heap->waiting);
+		while (chunk != NULL && !KSLAB_CAS_ACQ_REL(&heap->waiting, &chunk, chunk->next))
+			;
+		if (chunk == NULL) {
+			kslab_heap_unlock(heap, &state);
+			break;
+		}
+		released += chunk->pages;
+		kslab_source_give_and_unlock(heap, (uintptr_t)chunk, chunk->pages, &state);
+	}
+	return released;
 }
 
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 {
 	struct kslab_lock_state state;
 
+	if (KSLAB_PORT_IN_NMI()) {
+		bool is_taken = false;
+
+		if (kslab_heap_lock(heap, &state)) {
+			is_taken = take_in(heap, region_of(heap, address), address, pages);
+			kslab_heap_unlock(heap, &state);
+		}
+		if (!is_taken)
+			let_wait(heap, address, pages);
+		return;
+	}
+	kslab_source_release_waiting(heap, WAITING_MOST);
 	if (kslab_heap_lock(heap, &state))
 		kslab_source_give_and_unlock(heap, address, pages, &state);
 }
@@ -677,6 +775,8 @@ bool kslab_source_extend(struct kslab_heap *heap, uintptr_t address, size_t page
 
 void kslab_source_purge(struct kslab_heap *heap, size_t keep)
 {
+	if (KSLAB_PORT_IN_NMI())
+		return;
 	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions) && heap->purge != NULL; i++) {
 		while (purge_piece(heap, &heap->region[i], keep))
 			;
@@ -688,13 +788,14 @@ void kslab_source_fini(struct kslab_heap *heap)
 	struct kslab_chunk *chunk = heap->meta.chunks, *next;
 
 	heap->emergency_target = 0;
-	while (heap->emergency != 0) {
-		uintptr_t page = heap->emergency;
+	while (heap->emergency.root != NULL) {
+		uintptr_t page = heap->emergency.root->address;
 
-		heap->emergency = *(uintptr_t *)page;
-		heap->emergency_pages--;
+		kslab_chunk_tree_remove(&heap->emergency, heap->emergency.root);
 		kslab_source_free(heap, page, 1);
 	}
+	heap->meta.unmarked.root = NULL;
+	heap->meta.unmarked.count = 0;
 	/*
 	 * A record may lie inside a chunk that goes earlier: runs first, then the chunks that hold
 	 * records.

@@ -34,12 +34,19 @@ struct kslab_run {
 enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				     unsigned flags, struct kslab_run *run);
 
-/* Give a run back whose map entries are nobody's again. */
+/*
+ * Give a run back whose map entries are nobody's again. In an NMI that needs the callback, or finds
+ * the lock taken, it waits: it goes with one that is given back outside, two with each, or with what
+ * waits there of the large blocks. Nothing is purged there.
+ */
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages);
+/* So many of those that wait go back. Return: base pages. */
+size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most);
 
 /*
  * The same halves for those who have more to do under the lock. Take: at once, from a region, where
- * the map has its leaves; false: by kslab_source_alloc, if at all.
+ * the map has its leaves; false: by kslab_source_alloc, if at all. Give: not in an NMI, it may call
+ * back.
  */
 bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run);
 void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
@@ -79,8 +86,19 @@ void kslab_source_fini(struct kslab_heap *heap);
  */
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
-/* True if a heap, this one or another, holds any of the pages. Under the lock. */
-bool kslab_source_is_known(struct kslab_heap *heap, uintptr_t address, size_t bytes);
+/*
+ * True if the heap holds any of the pages: in its map, its regions, its metadata, or set aside.
+ * Under its lock.
+ */
+bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
+/* The same of all other heaps. With no lock: theirs are taken, one after the other. */
+bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
+
+/*
+ * Keep a page for KSLAB_RESERVE requests; its record is written into it. Under the lock, or in
+ * init. Return: false: it is one of them already.
+ */
+bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address);
 
 /*
  * Does the window cover a range, or could it, by being placed or (early in the boot, once) moved?

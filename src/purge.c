@@ -161,8 +161,8 @@ void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller)
 {
 	struct held held;
 
-	/* At a debug level free memory holds its poison. */
-	if (heap->purge == NULL || heap->debug_level != 0)
+	/* At a debug level free memory holds its poison; in an NMI nobody is called. */
+	if (heap->purge == NULL || heap->debug_level != 0 || KSLAB_PORT_IN_NMI())
 		return;
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++) {

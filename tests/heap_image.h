@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chunk_tree.h"
 #include "heap.h"
 
 #define HEAP_IMAGE_SKIPS (5 * KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS + 8)
@@ -132,8 +133,9 @@ static inline void heap_image_take(struct heap_image *image, struct kslab_heap *
 	for (unsigned i = 0; i < heap->regions; i++)
 		heap_image_add(image, (const void *)heap->region[i].start,
 			       heap->region[i].base - heap->region[i].start);
-	for (uintptr_t page = heap->emergency; page != 0; page = *(const uintptr_t *)page)
-		heap_image_add(image, (const void *)page, heap->page_bytes);
+	for (const struct kslab_chunk *page = kslab_chunk_tree_floor(&heap->emergency, UINTPTR_MAX);
+	     page != NULL; page = kslab_chunk_tree_floor(&heap->emergency, page->address - 1))
+		heap_image_add(image, page, heap->page_bytes);
 	kslab_heap_each_zone(heap, heap_image_skip_zone, image);
 }
 

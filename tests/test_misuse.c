@@ -1624,7 +1624,7 @@ static void a_page_set_aside_for_emergencies_is_ours_already(void **state)
 	(void)state;
 	begin(&t, &config);
 	put(get(64));
-	a_page_is_refused((void *)t.heap.emergency, 200, PAGE, false);
+	a_page_is_refused((void *)t.heap.emergency.root, 200, PAGE, false);
 	end(&t);
 }
 
@@ -2615,6 +2615,8 @@ static void a_region_that_is_too_small_or_wraps_is_refused(void **state)
 	region_is_refused(memory, SIZE_MAX);
 	region_is_refused(memory, (size_t)0 - (uintptr_t)memory); /* ends at the very end */
 	region_is_refused(memory, (size_t)0 - (uintptr_t)memory + 1); /* and one behind it */
+	if (SIZE_MAX > UINT32_MAX) /* longer than any window: nobody looks at all of it */
+		region_is_refused((void *)(uintptr_t)PAGE, SIZE_MAX / 2);
 	region_is_refused((void *)UINTPTR_MAX, 16 * PAGE);
 	region_is_refused((void *)(UINTPTR_MAX - 16 * PAGE + 1), 16 * PAGE + 1);
 	assert_memory_equal(memory, before, sizeof(memory));

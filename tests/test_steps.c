@@ -257,6 +257,153 @@ static void test_empty_pages_are_found_among_many_caches(void **state)
 	end();
 }
 
+/* ---- runs that are given up in an NMI -------------------------------------------------------- */
+
+static size_t nmi_callbacks, purged;
+
+static void count_free(struct fake_source *source, size_t pages)
+{
+	(void)source;
+	(void)pages;
+	nmi_callbacks += fake_nmi != 0;
+}
+
+static void count_purge(void *ctx, void *mem, size_t bytes)
+{
+	(void)ctx;
+	memset(mem, 0, bytes);
+	nmi_callbacks += fake_nmi != 0;
+	purged += bytes / PAGE;
+}
+
+/* What a block of a region is cut by would be purged; that is left to the next page that goes back. */
+static void test_what_an_nmi_gives_up_is_not_purged_there(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE,
+					     .purge = count_purge,
+					     .purge_bytes = PAGE };
+	unsigned char *region;
+	size_t free_pages;
+	void *block, *other;
+
+	(void)state;
+	begin(&config, 1);
+	nmi_callbacks = purged = 0;
+	region = fake_source_take(&t.source, 128);
+	memset(region, 0, 128 * PAGE);
+	assert_int_equal(kslab_heap_add_region(&t.heap, region, 128 * PAGE), KSLAB_OK);
+	other = take(PAGE);
+	block = take(40 * PAGE);
+	free_pages = t.heap.region[0].free_pages;
+	fake_nmi = 1;
+	assert_ptr_equal(kslab_heap_realloc(&t.heap, block, 12 * PAGE), block);
+	fake_nmi = 0;
+	assert_int_equal(nmi_callbacks, 0);
+	assert_int_equal(t.heap.region[0].free_pages, free_pages + 28);
+	assert_null(t.heap.waiting);
+	testing_step(&t);
+	kslab_heap_free(&t.heap, other);
+	assert_int_equal(t.heap.region[0].free_pages, free_pages + 28 + 1);
+	assert_true(purged != 0);
+	kslab_heap_free(&t.heap, block);
+	testing_step(&t);
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
+	assert_int_equal(t.source.pages_out, 128);
+}
+
+/* A page that was set aside, and can't be used: there are no pages for its leaf. */
+static void test_what_an_nmi_can_not_use_does_not_go_back_there(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE, .emergency_pages = 1 };
+	void *object;
+
+	(void)state;
+	begin(&config, 1);
+	nmi_callbacks = 0;
+	t.source.on_free = count_free;
+	t.heap.emergency_target = 0; /* as if another CPU had filled them up again meanwhile */
+	fake_nmi = 1;
+	assert_null(kslab_heap_alloc(&t.heap, PAGE, 1, KSLAB_RESERVE));
+	fake_nmi = 0;
+	assert_int_equal(nmi_callbacks, 0);
+	assert_int_equal(t.source.pages_out, 1);
+	assert_true(kslab_heap_quiesce(&t.heap));
+	assert_int_equal(t.source.pages_out, 0);
+	object = take(64);
+	testing_step(&t);
+	kslab_heap_free(&t.heap, object);
+	end();
+}
+
+/* Reclaim in an NMI asks nobody to take or to purge anything; that comes later. */
+static void test_reclaim_in_an_nmi_calls_nobody(void **state)
+{
+	const struct kslab_config config = { .retain_bytes = KSLAB_RETAIN_NONE,
+					     .purge = count_purge };
+	unsigned char *region;
+
+	(void)state;
+	for (unsigned kept = 0; kept < 3; kept++) {
+		begin(&config, 1);
+		region = fake_source_take(&t.source, 128);
+		memset(region, 0, 128 * PAGE);
+		assert_int_equal(kslab_heap_add_region(&t.heap, region, 128 * PAGE), KSLAB_OK);
+		t.source.on_free = count_free;
+		/* Empty pages; or free ones of the region; or free parts of pages in use. */
+		if (kept == 0)
+			kslab_heap_set_retention(&t.heap, 1 << 20);
+		take_pairs();
+		for (unsigned i = kept == 2; i < PAGES; i++) {
+			kslab_heap_free(&t.heap, pair[i][0]);
+			kslab_heap_free(&t.heap, pair[i][1]);
+		}
+		nmi_callbacks = purged = 0;
+		fake_nmi = 1;
+		kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		fake_nmi = 0;
+		assert_int_equal(nmi_callbacks, 0);
+		testing_step(&t);
+		kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		assert_true(purged != 0);
+		if (kept == 2) {
+			kslab_heap_free(&t.heap, pair[0][0]);
+			kslab_heap_free(&t.heap, pair[0][1]);
+		}
+		assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
+		assert_int_equal(t.source.pages_out, 128);
+	}
+}
+
+/* Not even the lock is to be had; with the next pages that go back they go, two with each. */
+static void test_a_run_that_is_given_up_while_the_lock_is_taken_is_not_lost(void **state)
+{
+	struct kslab_lock_state lock;
+	struct kslab_run run[6];
+	size_t out;
+
+	(void)state;
+	begin(&single_frames, 1);
+	for (unsigned i = 0; i < 6; i++)
+		assert_int_equal(kslab_source_alloc(&t.heap, 1 + i % 3, 1, 0, &run[i]), KSLAB_OK);
+	out = t.source.pages_out;
+	assert_true(kslab_heap_lock(&t.heap, &lock));
+	fake_nmi = 1;
+	for (unsigned i = 0; i < 5; i++)
+		kslab_source_free(&t.heap, run[i].address, run[i].pages);
+	fake_nmi = 0;
+	kslab_heap_unlock(&t.heap, &lock);
+	assert_int_equal(t.source.pages_out, out);
+	/* The newest first: 2 and 1, then 3 and 2, then 1. */
+	kslab_source_free(&t.heap, run[5].address, run[5].pages);
+	assert_int_equal(out - t.source.pages_out, 3 + 2 + 1);
+	testing_step(&t);
+	kslab_heap_idle(&t.heap);
+	assert_int_equal(out - t.source.pages_out, 12);
+	assert_null(t.heap.waiting);
+	end();
+}
+
 /* ---- large blocks and regions ---------------------------------------------------------------- */
 
 static void test_blocks_freed_in_an_nmi_go_two_with_each_that_is_freed_outside(void **state)
@@ -423,6 +570,10 @@ int main(void)
 		cmocka_unit_test(test_what_is_above_a_lower_retention_goes_a_few_pages_at_a_time),
 		cmocka_unit_test(test_long_pages_do_not_pile_up_behind_short_ones),
 		cmocka_unit_test(test_empty_pages_are_found_among_many_caches),
+		cmocka_unit_test(test_what_an_nmi_gives_up_is_not_purged_there),
+		cmocka_unit_test(test_what_an_nmi_can_not_use_does_not_go_back_there),
+		cmocka_unit_test(test_reclaim_in_an_nmi_calls_nobody),
+		cmocka_unit_test(test_a_run_that_is_given_up_while_the_lock_is_taken_is_not_lost),
 		cmocka_unit_test(
 			test_blocks_freed_in_an_nmi_go_two_with_each_that_is_freed_outside),
 		cmocka_unit_test(

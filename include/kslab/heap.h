@@ -98,11 +98,23 @@ struct kslab_lock {
 	uint32_t next, serving; /* [a] */
 };
 
+/*
+ * A run of pages that the heap keeps for itself: metadata, its record in a chunk; or a page that is
+ * set aside, or a run that waits to go back, the record in its first bytes. All [l], but of a run
+ * that waits.
+ */
 struct kslab_chunk {
-	struct kslab_chunk *next;
+	struct kslab_chunk *child[2]; /* in a tree of runs: see chunk_tree.h */
 	uintptr_t address;
 	size_t pages;
-	bool marked; /* the page map knows it as metadata */
+	struct kslab_chunk *next; /* metadata, and what waits: the one before */
+	uint8_t bit; /* of the tree */
+	bool marked; /* metadata: the page map knows it as such */
+};
+
+struct kslab_chunk_tree {
+	struct kslab_chunk *root;
+	size_t count;
 };
 
 /* Bump and free lists for metadata that never goes back while the heap lives. All [l]. */
@@ -111,7 +123,8 @@ struct kslab_meta {
 	struct kslab_page *free[11]; /* descriptors by bitfield length, linked by next */
 	struct kslab_chunk *chunks; /* every run taken for metadata */
 	size_t pages; /* base pages in them */
-	size_t unmarked; /* chunks that are not marked yet */
+	struct kslab_chunk_tree unmarked; /* those that are not marked yet */
+	uintptr_t looked; /* they were last looked at down to here, whether they can be */
 };
 
 /*
@@ -195,8 +208,9 @@ struct kslab_heap {
 	struct kslab_heap *next_heap; /* [l] of the default heap: all heaps */
 	unsigned regions; /* [l] */
 	struct kslab_region region[KSLAB_CFG_REGIONS];
-	uintptr_t emergency; /* [l] chain of single base pages for KSLAB_RESERVE */
-	size_t emergency_pages, emergency_target; /* [l] */
+	struct kslab_chunk_tree emergency; /* [l] single base pages for KSLAB_RESERVE */
+	size_t emergency_target; /* [l] how many there should be */
+	struct kslab_chunk *waiting; /* [a] runs that were given up in an NMI; popped under [l] */
 	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
 	/* [l] owns the pages of CPUs that went offline; operated under the lock */
 	struct kslab_zone *limbo;

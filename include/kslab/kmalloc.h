@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * kslab/kmalloc.h - owns the usual kernel names, as inline functions over <kslab/kslab.h>.
- * Rank: 6.  Include it where no other kmalloc is declared.
+ * Rank: 6.  Include it where no other kmalloc is declared. Context, Complexity and the rest are those
+ * of the function that each calls, and nothing else.
  */
 #ifndef KSLAB_KMALLOC_H
 #define KSLAB_KMALLOC_H

@@ -22,12 +22,13 @@
  * to date. The next such calls do the rest; kslab_idle, kslab_quiesce and kslab_reclaim do all of
  * what this CPU can do.
  *
- * Longest calls are given in instructions (x86_64, gcc -O2, pages of 4 KiB with up to 512 slots; page
- * source, report hook and the filling of memory excluded) as make worst holds them. Interrupts are
- * off for at most 400 of them; 700 where a page goes back to a region, 900 where pages of a CPU that
- * is gone are moved or looked at, 3,000 where a leaf of the page map is made, 60,000 in the first
- * call. Two things still lengthen both: pages of the source that lie apart, so that each needs a leaf of the map (by the
- * leaves that the map does not know itself), and emergency_pages (by how many there are).
+ * Longest calls are given in instructions (x86_64, gcc -O2, pages of 4 KiB with up to 512 slots,
+ * regions of 1 GiB; page source, report hook, constructors and the filling and copying of contents
+ * excluded) as make worst holds them. Interrupts are off for at most 400 of them; 700 where a page
+ * goes back to a region, 1,200 where several do, 2,500 where a block of a region grows in place, 900
+ * where pages of a CPU that is gone are moved or looked at, 3,000 where a leaf of the page map is
+ * made, 60,000 in the first call, and all of kslab_add_region. What a region does grows with the
+ * logarithm of its pages.
  *
  * Every function exists twice: kslab_NAME(...) works on the default heap, kslab_heap_NAME(heap,
  * ...) on any.
@@ -93,7 +94,8 @@ struct kslab_config {
 
 	/*
 	 * Regions only: called with a run that holds no live object, of free pages or inside an
-	 * object page; it MUST read as zero after. With a purge callback, regions MUST read as zero when they are added.
+	 * object page; it MUST read as zero after. With a purge callback, regions MUST read as zero
+	 * when they are added.
 	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	size_t purge_bytes; /* free memory a region may hold before purge is called; 0: 8 MiB */
@@ -116,6 +118,7 @@ extern struct kslab_heap kslab_default_heap;
  * kslab_init - make the heap usable on CPU 0
  * Context: once, before any other call; CPU 0; not from an interrupt.
  * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range; nothing changed), NO_PAGES.
+ * Complexity: O(1), 80,000; O(emergency_pages) with them.
  */
 enum kslab_reason kslab_init(const struct kslab_config *config);
 enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config);
@@ -124,7 +127,7 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
  * kslab_init_region - kslab_init with defaults, on one piece of memory
  * @mem, @bytes: any alignment; at least eight base pages. Metadata is taken from it. Runs of pages
  * come from a buddy system: n pages need an aligned free block of the next power of two, whose tail
- * goes back at once.
+ * goes back at once. Complexity: those of kslab_init and kslab_add_region.
  */
 enum kslab_reason kslab_init_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes);
@@ -133,7 +136,9 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
  * kslab_add_region - hand over more memory
  * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
  * Return: KSLAB_OK, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps, overlaps memory the
- * heap holds, outside the window, no region slot left). Nothing changed then.
+ * heap holds, outside the window, no region slot left). Nothing changed then. Complexity: O(pages of
+ * the region), with interrupts off: a few instructions for each 64 of them, and for each that lies
+ * where the map has leaves.
  */
 enum kslab_reason kslab_add_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes);
@@ -141,6 +146,7 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 /*
  * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
  * region) Pages of the earlier source are given to the new free_pages. Regions are used first.
+ * Complexity: O(1), 150.
  */
 enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
 					void (*free_pages)(void *, void *, size_t), void *ctx);
@@ -151,6 +157,7 @@ enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap,
 /*
  * kslab_fini - end the heap and give every page back, metadata included
  * Context: nobody else uses the heap. Return: KSLAB_OK, or BAD_ARGUMENT after fault LIVE_OBJECTS.
+ * Complexity: O(pages).
  */
 enum kslab_reason kslab_fini(void);
 enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
@@ -187,19 +194,19 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
  * to a base page; to a base page above. It does not cross a page boundary if n is at most a page
  * and a power of two. Context: any. Complexity: O(1), about 20 instructions; when the cached word
  * is used up O(words of a page), or the page source: at most 1,500 from pages that are there, 10,000
- * with mail, 6,000 if a page is made (the first call of all: 80,000), 30,000 if everything comes
- * together. If the page source fails, O(pages of this CPU) before the call does; large blocks O(their
- * pages). Return: NULL on failure, reason in
- * kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
+ * with mail, 6,000 if a page is made (8,000 from a source whose pages lie so far apart that each
+ * needs a leaf of the map, 80,000 in the first call of all), 30,000 if everything comes together. If
+ * the page source fails, O(pages of this CPU) before the call does; large blocks O(their pages).
+ * Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
  */
 void *kslab_malloc(size_t n);
 void *kslab_heap_malloc(struct kslab_heap *heap, size_t n);
 
-/* As kslab_malloc; the first n bytes are zero. */
+/* As kslab_malloc; the first n bytes are zero. Complexity: as kslab_malloc, and O(n). */
 void *kslab_zalloc(size_t n);
 void *kslab_heap_zalloc(struct kslab_heap *heap, size_t n);
 
-/* Zeroed array; count * size is checked (OVERFLOW). */
+/* Zeroed array; count * size is checked (OVERFLOW). Complexity: as kslab_zalloc. */
 void *kslab_calloc(size_t count, size_t size);
 void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size);
 
@@ -209,23 +216,30 @@ void *kslab_heap_calloc(struct kslab_heap *heap, size_t count, size_t size);
  * 0: frees and returns NULL. On failure p stays valid and unchanged. Keeps natural alignment of
  * power-of-two sizes, not aligned_alloc's. What changes its size above a page may lie in pages of
  * its own from then on, a quarter of them unused at most: kslab_usable_size tells, a sized free
- * takes it with n.
+ * takes it with n. Complexity: O(1), about 45 instructions while the class or the number of pages
+ * stays, at most 100; to another class that of kslab_malloc and kslab_free, 300 if both are at hand,
+ * 8,500 if a page is made and one goes back, and O(n) for the copy; above the size classes O(pages
+ * that it gains or loses), 6,000 for a few in place or in a spare block, 8,500 where it moves.
  */
 void *kslab_realloc(void *p, size_t n);
 void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n);
 
-/* As kslab_realloc for count * size, checked (OVERFLOW). */
+/* As kslab_realloc for count * size, checked (OVERFLOW). Complexity: as kslab_realloc. */
 void *kslab_reallocarray(void *p, size_t count, size_t size);
 void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size);
 
 /*
  * align: any power of two, beyond a page too. Fails with BAD_ALIGNMENT if it is 0 or not a power of
- * two.
+ * two. Complexity: as kslab_malloc by the slow path: 300 from a page that is at hand. Beyond a page
+ * O(pages of n and align): a source whose runs are not aligned is asked for that many.
  */
 void *kslab_aligned_alloc(size_t align, size_t n);
 void *kslab_heap_aligned_alloc(struct kslab_heap *heap, size_t align, size_t n);
 
-/* The general form; flags of KSLAB_ZERO, KSLAB_NOWAIT, KSLAB_RESERVE. */
+/*
+ * The general form; flags of KSLAB_ZERO, KSLAB_NOWAIT, KSLAB_RESERVE. Complexity: as
+ * kslab_aligned_alloc, and with KSLAB_ZERO O(n).
+ */
 void *kslab_alloc(size_t n, size_t align, unsigned flags);
 void *kslab_heap_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigned flags);
 
@@ -242,18 +256,21 @@ void kslab_heap_free(struct kslab_heap *heap, void *p);
 
 /*
  * As kslab_free, and n (and align) MUST lead to the object's class, else fault WRONG_SIZE and
- * nothing freed.
+ * nothing freed. Complexity: as kslab_free, but by its slow path, 400.
  */
 void kslab_free_sized(void *p, size_t n);
 void kslab_heap_free_sized(struct kslab_heap *heap, void *p, size_t n);
 void kslab_free_aligned_sized(void *p, size_t align, size_t n);
 void kslab_heap_free_aligned_sized(struct kslab_heap *heap, void *p, size_t align, size_t n);
 
-/* Bytes that may be used; 0 for NULL, and (with a fault) for anything that is not a live object. */
+/*
+ * Bytes that may be used; 0 for NULL, and (with a fault) for anything that is not a live object.
+ * Complexity: O(1), 150.
+ */
 size_t kslab_usable_size(const void *p);
 size_t kslab_heap_usable_size(struct kslab_heap *heap, const void *p);
 
-/* Usable size that a request of n bytes would get; 0 if it is too large. */
+/* Usable size that a request of n bytes would get; 0 if it is too large. Complexity: O(1), 150. */
 size_t kslab_good_size(size_t n);
 size_t kslab_heap_good_size(struct kslab_heap *heap, size_t n);
 
@@ -272,7 +289,7 @@ size_t kslab_heap_malloc_bulk(struct kslab_heap *heap, size_t n, size_t count, v
 void kslab_free_bulk(size_t count, void *const ptrs[]);
 void kslab_heap_free_bulk(struct kslab_heap *heap, size_t count, void *const ptrs[]);
 
-/* Why this CPU's last failing call failed. Not reset by success. */
+/* Why this CPU's last failing call failed. Not reset by success. Complexity: O(1), 150. */
 enum kslab_reason kslab_last_error(void);
 enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap);
 
@@ -291,14 +308,15 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
  * Takes from this CPU now; asks the other CPUs, which serve it at their next slow paths, a few
  * pages each, or at kslab_idle. With a purge callback, and if that was not enough, base pages of
  * regions are purged inside object pages, too, where they hold no live object. Return: base pages
- * given back by this call, purged ones not counted. Complexity: O(pages of this CPU).
+ * given back by this call, purged ones not counted; in an NMI nothing is purged, and what was found
+ * goes back with the next pages outside. Complexity: O(pages of this CPU, and of CPUs that are gone).
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
 
 /*
- * For an idle loop: takes in what others freed, serves reclaim requests, all of it. O(zones), 600
- * if there is nothing to do; O(pages) if a free is pending, a request, or mail.
+ * For an idle loop: takes in what others freed, serves reclaim requests, all of it. Complexity:
+ * O(zones), 600 if there is nothing to do; O(pages) if a free is pending, a request, or mail.
  */
 void kslab_idle(void);
 void kslab_heap_idle(struct kslab_heap *heap);
@@ -340,7 +358,7 @@ struct kslab_cache {
 /*
  * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0:
  * min_align.
- * @constructor may be NULL. @name MUST live as long as the cache.
+ * @constructor may be NULL. @name MUST live as long as the cache. Complexity: O(1), 400.
  */
 enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,
 				   size_t align, void (*constructor)(void *object, void *ctx),
@@ -354,15 +372,21 @@ enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_ca
  * Refused with BAD_ARGUMENT after fault LIVE_OBJECTS (count, first object) if any object is live.
  * Context: nobody else uses the cache; and since the pages that other CPUs made for it are taken out
  * of their zones, those CPUs MUST not be inside kslab meanwhile (parked, or stopped in a rendezvous).
+ * Complexity: O(pages of the cache, caches, CPUs), and the mail of all of them.
  */
 enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache);
-/* The same, but live objects are lost with it. Return: how many there were. */
+/* The same, but live objects are lost with it. Return: how many there were. Complexity: the same. */
 size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
 
-void *kslab_cache_alloc(struct kslab_cache *cache); /* as kslab_malloc; and the constructors */
-/* as kslab_free; fault WRONG_CACHE */
+/*
+ * As kslab_malloc; and the constructors. Complexity: as kslab_malloc, 300 instructions if a free
+ * object is at hand; O(slots) constructors where a page is made.
+ */
+void *kslab_cache_alloc(struct kslab_cache *cache);
+/* As kslab_free; fault WRONG_CACHE. Complexity: as kslab_free, by its slow path: 300. */
 void kslab_cache_free(struct kslab_cache *cache, void *object);
-bool kslab_cache_reserve(struct kslab_cache *cache, size_t count); /* as kslab_reserve */
+/* As kslab_reserve, in all. */
+bool kslab_cache_reserve(struct kslab_cache *cache, size_t count);
 
 /* ---- observers ------------------------------------------------------------------------------- */
 
@@ -397,15 +421,18 @@ struct kslab_class_stats {
 
 /*
  * Context: any; exact on a quiet heap, while others run the figures are only near. Complexity:
- * O(pages).
+ * O(pages), and O(caches^2).
  */
 void kslab_stats(struct kslab_stats *out);
 void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out);
-/* Return: false when index is past the last class. */
+/*
+ * Return: false when index is past the last class. Complexity: O(pages of the class), and O(caches)
+ * to find a cache.
+ */
 bool kslab_class_stats(unsigned index, struct kslab_class_stats *out);
 bool kslab_heap_class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out);
 
-/* slabinfo as an aligned table, character by character. */
+/* slabinfo as an aligned table, character by character. Complexity: O(pages). */
 void kslab_print(void (*putc)(void *ctx, char c), void *ctx);
 void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), void *ctx);
 
@@ -429,7 +456,7 @@ bool kslab_heap_check(struct kslab_heap *heap, struct kslab_check_result *out);
 
 /*
  * Every live object; stops when fn returns false. fn MUST not allocate or free. Return: objects
- * seen.
+ * seen. Complexity: O(slots of all pages).
  */
 size_t kslab_walk(bool (*fn)(void *ctx, void *object, size_t bytes), void *ctx);
 size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *object, size_t bytes),
@@ -437,6 +464,7 @@ size_t kslab_heap_walk(struct kslab_heap *heap, bool (*fn)(void *ctx, void *obje
 
 /*
  * kslab_default_report - what NULL in config.report means: stops the machine (__builtin_trap)
+ * Complexity: O(1).
  */
 void kslab_default_report(void *ctx, const struct kslab_report *report);
 

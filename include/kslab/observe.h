@@ -31,8 +31,8 @@ struct kslab_mark {
  * @mark: contents arbitrary. MUST be given to kslab_unmark before kslab_fini, or its pages are
  * lost. Takes 16 bytes and a bit for each slot of every object page, 16 bytes for each large block.
  * Context: thread or interrupt, on a quiet heap; while other CPUs run, their calls of this moment
- * may be on either side. May call the page source. O(pages). Return: KSLAB_OK, NO_PAGES and so on:
- * *mark is no mark then.
+ * may be on either side. May call the page source. Complexity: O(pages). Return: KSLAB_OK, NO_PAGES
+ * and so on: *mark is no mark then.
  */
 enum kslab_reason kslab_mark(struct kslab_mark *mark);
 enum kslab_reason kslab_heap_mark(struct kslab_heap *heap, struct kslab_mark *mark);
@@ -45,13 +45,16 @@ enum kslab_reason kslab_heap_mark(struct kslab_heap *heap, struct kslab_mark *ma
  * was freed and allocated again at the same address, with the same slot size, in between is taken
  * for the one that stayed. So the answer never holds an object that is older than the mark, and a
  * leak that grows is always seen.
- * Context: as kslab_mark, without the page source. O(pages). Return: objects seen, the last one
- * included.
+ * Context: as kslab_mark, without the page source. Complexity: O(pages, objects seen).
+ * Return: objects seen, the last one included.
  */
 size_t kslab_diff(const struct kslab_mark *mark, bool (*fn)(void *ctx, void *object, size_t bytes),
 		  void *ctx);
 
-/* Give the mark's memory back. No mark, or one that was given back: nothing happens. */
+/*
+ * Give the mark's memory back. No mark, or one that was given back: nothing happens. Complexity:
+ * O(pages of the mark).
+ */
 void kslab_unmark(struct kslab_mark *mark);
 
 /* ---- the object pages as text ---------------------------------------------------------------- */
@@ -63,7 +66,7 @@ void kslab_unmark(struct kslab_mark *mark);
  *     #  full        @  allocations come from it
  *
  * Context: as kslab_stats; takes no lock, so it may run in a panic. Ends on broken lists, too.
- * O(pages).
+ * Complexity: O(pages).
  */
 void kslab_print_map(void (*putc)(void *ctx, char c), void *ctx);
 void kslab_heap_print_map(struct kslab_heap *heap, void (*putc)(void *ctx, char c), void *ctx);
@@ -86,7 +89,8 @@ struct kslab_selftest {
  * bulk; about 200 KiB are live at most. Memory that runs out ends a pattern early, and is no
  * failure.
  * Context: thread on a CPU that is online; other CPUs may go on, but then kslab_check is left out
- * (@quiet false). Return: true if all is well. out may be NULL.
+ * (@quiet false). Return: true if all is well. out may be NULL. Complexity: O(1) calls, and with
+ * @quiet that of kslab_check.
  */
 bool kslab_selftest(bool quiet, struct kslab_selftest *out);
 bool kslab_heap_selftest(struct kslab_heap *heap, bool quiet, struct kslab_selftest *out);
@@ -103,7 +107,7 @@ bool kslab_heap_selftest(struct kslab_heap *heap, bool quiet, struct kslab_selft
  * What it can't find: pages that somebody else uses, too; a free_pages that forgets, while memory
  * lasts.
  * Context: CPU 0, thread, before kslab_init. Takes at most 33 base pages at a time, and gives all
- * back.
+ * back. Complexity: O(@bytes), and O(1) pages of the source.
  * Return: true if all is well. out may be NULL.
  */
 bool kslab_selftest_port(const struct kslab_config *config, void *mem, size_t bytes,

@@ -4,8 +4,8 @@
  * Rank: test.  Runs: x86_64 Linux, one thread that plays all CPUs; started by run.sh.
  *
  * Counted is every instruction between the first and the last of the call that lies in the library
- * or in the kernel's memset and its like (section kslab_text, see run.sh): page source, report hook
- * and the program itself lie elsewhere. `masked` is the longest stretch with interrupts off.
+ * or in the kernel's memset (section kslab_text, see run.sh): page source, report hook, memcpy, which
+ * moves contents, and the program itself lie elsewhere. `masked` is the longest stretch with interrupts off.
  *
  * Each scene is played on a fresh heap of 16, 128 and 1024 object pages. A row fails if it exceeds
  * its bound, or grows with the heap. Rows that do grow say so:
@@ -28,6 +28,7 @@
 #define SIZES 3
 #define MANY (1056u * 512)
 #define BULK 16u /* objects of a bulk call */
+#define REGION ((size_t)1 << 30) /* bytes of a region: what it does is O(log of its pages) */
 #define SAMPLES 4u /* calls looked at, of many alike */
 /* A longer call is not followed to its end: a step takes 15 us. */
 #define STEPS_MAX 150000L
@@ -352,7 +353,7 @@ static void malloc_make_region(size_t pages)
 	struct kslab_config config = { .report = on_report, .max_page_bytes = PAGE };
 
 	begin(&config);
-	must(kslab_add_region(memory + PAGE, (2 * pages + 64) * PAGE) == KSLAB_OK, "region");
+	must(kslab_add_region(memory + PAGE, REGION) == KSLAB_OK, "region");
 	for (size_t i = 0; i < pages; i++) {
 		if (is_looked_at(i, pages))
 			STEP(object[i] = kslab_malloc(PAGE));
@@ -546,7 +547,7 @@ static void malloc_large_region(size_t pages)
 				       .retain_bytes = KSLAB_RETAIN_NONE };
 
 	begin(&config);
-	must(kslab_add_region(memory + PAGE, (4 * pages + 64) * PAGE) == KSLAB_OK, "region");
+	must(kslab_add_region(memory + PAGE, REGION) == KSLAB_OK, "region");
 	fill(PAGE, 2 * pages);
 	for (size_t i = 0; i < objects; i += 2)
 		kslab_free(object[i]);
@@ -646,7 +647,7 @@ static void free_trim_region(size_t pages)
 				       .retain_bytes = KSLAB_RETAIN_NONE };
 
 	begin(&config);
-	must(kslab_add_region(memory + PAGE, (2 * pages + 64) * PAGE) == KSLAB_OK, "region");
+	must(kslab_add_region(memory + PAGE, REGION) == KSLAB_OK, "region");
 	fill(PAGE, pages);
 	for (size_t k = 0; k < 2; k++) { /* first every other one: the second half all merge */
 		for (size_t i = k; i < pages; i += 2) {
@@ -669,7 +670,7 @@ static void free_purge(size_t pages)
 	pages += 64;
 	config.purge_bytes = pages / 4 * PAGE;
 	begin(&config);
-	must(kslab_add_region(memory, (2 * pages + 64) * PAGE) == KSLAB_OK, "region");
+	must(kslab_add_region(memory, REGION) == KSLAB_OK, "region");
 	fill(PAGE, pages);
 	for (size_t i = 0; i < pages; i += 2) {
 		if (i / 2 >= pages / 4 - 1)
@@ -836,7 +837,311 @@ static void free_deferred(size_t pages)
 	STEP(kslab_free(object[pages - 1]));
 }
 
+/* ---- the other forms of allocate and free ---------------------------------------------------- */
+
+static void calloc_hot(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	fill(512, pages);
+	take(64);
+	STEP(kslab_calloc(8, 8));
+}
+
+/* By class, at hand and with a page made. */
+static void aligned_hot(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	fill(512, pages);
+	take(64);
+	STEP(kslab_aligned_alloc(64, 40));
+}
+
+static void aligned_make(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	for (size_t i = 0; i < pages; i++) {
+		if (is_looked_at(i, pages) || i % 512 > 510)
+			STEP(kslab_aligned_alloc(PAGE, 3000));
+		else
+			must(kslab_aligned_alloc(PAGE, 3000) != NULL, "aligned");
+	}
+}
+
+/* Above a page; the source's runs are not aligned to it, so that a longer one is asked for. */
+static void aligned_large(size_t pages)
+{
+	struct kslab_config config = plain();
+	size_t before;
+
+	begin(&config);
+	for (size_t i = 0; i < pages; i++)
+		take(20 * 1024);
+	before = source_frees;
+	for (size_t i = 0; i < 8; i++)
+		STEP(kslab_aligned_alloc(8 * PAGE, 20 * 1024));
+	must(source_frees != before, "all were aligned");
+}
+
+static void aligned_region(size_t pages)
+{
+	struct kslab_config config = { .report = on_report, .max_page_bytes = PAGE };
+
+	begin(&config);
+	must(kslab_add_region(memory + PAGE, REGION) == KSLAB_OK, "region");
+	fill(PAGE, 2 * pages);
+	for (size_t i = 0; i < SAMPLES; i++) {
+		void *p;
+
+		STEP(p = kslab_aligned_alloc(8 * PAGE, 20 * 1024));
+		must(p != NULL, "no large block");
+	}
+}
+
+static void sized_hot(size_t pages)
+{
+	struct kslab_config config = plain();
+	void *p;
+
+	begin(&config);
+	fill(512, pages);
+	take(64);
+	p = take(64);
+	STEP(kslab_free_sized(p, 64));
+	p = take(64);
+	STEP(kslab_free_aligned_sized(p, 64, 40));
+}
+
+/* What only looks or sets: nothing, an object, a large block. */
+static void small_calls(size_t pages)
+{
+	struct kslab_config config = plain();
+	void *large;
+
+	begin(&config);
+	fill(512, pages);
+	large = take(20 * 1024);
+	STEP(kslab_usable_size(object[objects - 1]));
+	STEP(kslab_usable_size(large));
+	STEP(kslab_good_size(1000));
+	STEP(kslab_good_size(1000000));
+	STEP(kslab_last_error());
+	STEP(kslab_set_page_source(source_alloc, source_free, NULL));
+}
+
+/* ---- kslab_realloc --------------------------------------------------------------------------- */
+
+static void realloc_hot(size_t pages)
+{
+	struct kslab_config config = plain();
+	void *p;
+
+	begin(&config);
+	fill(512, pages);
+	p = take(64);
+	STEP(must(kslab_realloc(p, 60) == p, "moved"));
+}
+
+/* To another class and back, both at hand; 64 bytes of contents are copied by the way. */
+static void realloc_class(size_t pages)
+{
+	struct kslab_config config = plain();
+	void *p, *q;
+
+	begin(&config);
+	fill(512, pages);
+	take(128);
+	take(64);
+	p = take(64);
+	STEP(q = kslab_realloc(p, 128));
+	must(p != q, "not moved");
+	STEP(p = kslab_realloc(q, 64));
+}
+
+/* The new page is made, the old one goes back. */
+static void realloc_pages(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	config.retain_bytes = KSLAB_RETAIN_NONE;
+	begin(&config);
+	fill(PAGE, pages);
+	for (size_t i = 0; i < 2 * SAMPLES; i++)
+		STEP(object[i] = kslab_realloc(object[i], 2048));
+	for (size_t i = 0; i < 2 * SAMPLES; i++)
+		STEP(object[i] = kslab_realloc(object[i], PAGE));
+	must(source_frees != 0, "no page went back");
+}
+
+/* Of another CPU: it goes to a page of this one. */
+static void realloc_remote(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	fill(512, pages);
+	on_cpu(1);
+	take(1024);
+	for (size_t i = 0; i < 3; i++)
+		STEP(kslab_realloc(object[i * 8], 1024));
+	on_cpu(0);
+}
+
+/* The pages stay as many. */
+static void realloc_large_hot(size_t pages)
+{
+	struct kslab_config config = plain();
+	void *p;
+
+	begin(&config);
+	for (size_t i = 0; i < pages; i++)
+		take(20 * 1024);
+	p = take(20 * 1024);
+	STEP(must(kslab_realloc(p, 18 * 1024) == p, "moved"));
+}
+
+/* In place, by four pages, in a region whose other free pages are single ones. */
+static void realloc_in_place(size_t pages, bool counts_growth)
+{
+	struct kslab_config config = { .report = on_report,
+				       .max_page_bytes = PAGE,
+				       .retain_bytes = KSLAB_RETAIN_NONE };
+	void *p;
+
+	begin(&config);
+	must(kslab_add_region(memory + PAGE, REGION) == KSLAB_OK, "region");
+	fill(PAGE, 2 * pages);
+	for (size_t i = 0; i < objects; i += 2)
+		kslab_free(object[i]);
+	p = take(20 * 1024);
+	must(kslab_realloc(p, 36 * 1024) == p && kslab_realloc(p, 20 * 1024) == p, "moved");
+	for (size_t i = 0; i < SAMPLES; i++) {
+		if (counts_growth) {
+			STEP(must(kslab_realloc(p, 36 * 1024) == p, "moved"));
+			must(kslab_realloc(p, 20 * 1024) == p, "moved");
+		} else {
+			must(kslab_realloc(p, 36 * 1024) == p, "moved");
+			STEP(must(kslab_realloc(p, 20 * 1024) == p, "moved"));
+		}
+	}
+}
+
+static void realloc_grow(size_t pages)
+{
+	realloc_in_place(pages, true);
+}
+
+static void realloc_shrink(size_t pages)
+{
+	realloc_in_place(pages, false);
+}
+
+/* A block that grows, first by being moved into a spare one, then into the rest of that. */
+static void realloc_spare(size_t pages)
+{
+	struct kslab_config config = { .report = on_report,
+				       .max_page_bytes = PAGE,
+				       .retain_bytes = WINDOW / 2 };
+	void *p, *spare[4];
+	size_t spare_run;
+
+	begin(&config);
+	must(kslab_add_region(memory + PAGE, REGION) == KSLAB_OK, "region");
+	p = take(20 * 1024);
+	for (size_t i = 0; i < 4; i++) {
+		take(PAGE); /* behind a large block it would be room of that */
+		spare[i] = take((16 + 4 * i) * PAGE);
+	}
+	fill(PAGE, pages);
+	for (size_t i = 0; i < 4; i++)
+		kslab_free(spare[i]);
+	spare_run = ZONE->spare_run;
+	for (size_t i = 6; i < 28; i++)
+		STEP(p = kslab_realloc(p, i * PAGE));
+	must(ZONE->spare_run < spare_run, "no spare block was used");
+}
+
+/* To a longer run of a source that can't be asked for what lies behind. */
+static void realloc_large(size_t pages)
+{
+	struct kslab_config config = plain();
+	void *p;
+
+	config.retain_bytes = KSLAB_RETAIN_NONE;
+	begin(&config);
+	for (size_t i = 0; i < pages; i++)
+		take(20 * 1024);
+	p = take(20 * 1024);
+	for (size_t i = 6; i < 10; i++)
+		STEP(p = kslab_realloc(p, i * PAGE));
+	must(source_frees >= 3, "not moved");
+}
+
 /* ---- caches ---------------------------------------------------------------------------------- */
+
+static void cache_hot(size_t pages)
+{
+	struct kslab_config config = plain();
+	static struct kslab_cache cache;
+	void *p;
+
+	begin(&config);
+	fill(512, pages);
+	must(kslab_cache_init(&cache, "c", 64, 0, NULL, NULL) == KSLAB_OK, "cache");
+	kslab_cache_alloc(&cache);
+	STEP(p = kslab_cache_alloc(&cache));
+	STEP(kslab_cache_free(&cache, p));
+}
+
+/* As many caches as pages, each with objects; none is ended. */
+static void cache_init(size_t pages)
+{
+	struct kslab_config config = plain();
+	static struct kslab_cache cache[1024];
+
+	begin(&config);
+	for (size_t i = 0; i < pages; i++) {
+		if (is_looked_at(i, pages))
+			STEP(kslab_cache_init(&cache[i], "c", 2048 - 8 * (i % 64), 0, NULL, NULL));
+		else
+			kslab_cache_init(&cache[i], "c", 2048 - 8 * (i % 64), 0, NULL, NULL);
+		must(kslab_cache_alloc(&cache[i]) != NULL, "cache object");
+	}
+}
+
+static void cache_destroy(size_t pages)
+{
+	struct kslab_config config = plain();
+	static struct kslab_cache cache;
+
+	begin(&config);
+	must(kslab_cache_init(&cache, "c", 2048, 0, NULL, NULL) == KSLAB_OK, "cache");
+	for (size_t i = 0; i < 2 * pages; i++)
+		object[i] = kslab_cache_alloc(&cache);
+	for (size_t i = 0; i < 2 * pages; i++)
+		kslab_cache_free(&cache, object[i]);
+	STEP(must(kslab_cache_destroy(&cache) == KSLAB_OK, "destroy"));
+}
+
+static void cache_reserve(size_t pages)
+{
+	struct kslab_config config = plain();
+	static struct kslab_cache cache;
+
+	begin(&config);
+	must(kslab_cache_init(&cache, "c", 512, 0, NULL, NULL) == KSLAB_OK, "cache");
+	objects = 8 * pages;
+	for (size_t i = 0; i < objects; i++)
+		object[i] = kslab_cache_alloc(&cache);
+	for (size_t i = 0; i < objects; i += 8)
+		kslab_cache_free(&cache, object[i]);
+	STEP(must(kslab_cache_reserve(&cache, 1), "reserve"));
+}
 
 /* Allocate: the cache's first use, then page after page. Free: to the last object. */
 static void cache_calls(size_t pages, bool counts_free)
@@ -1038,6 +1343,25 @@ static void cpu_offline(size_t pages)
 	on_cpu(0);
 }
 
+/* The beginning of all, on memory that holds anything; and a region of as many pages. */
+static void start(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	fill(512, pages);
+	STEP(kslab_init(&config));
+}
+
+static void add_region(size_t pages)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+	take(64);
+	STEP(must(kslab_add_region(memory + WINDOW / 2, pages * PAGE) == KSLAB_OK, "region"));
+}
+
 static void cpu_online(size_t pages)
 {
 	limbo(pages, false);
@@ -1065,8 +1389,8 @@ static const struct scene {
 	{ "kslab_malloc", "all pages have mail", malloc_mail, 10000, 0 },
 	{ "kslab_malloc", "a page is made", malloc_make, 6000, LEAF },
 	{ "kslab_malloc", "a page of up to 64 KiB is made", malloc_make_long, 6000, LEAF },
-	{ "kslab_malloc", "pages 2 MiB apart, each with a leaf", malloc_make_spread, OPEN, OPEN },
-	{ "kslab_malloc", "emergency pages, as many", malloc_make_emergency, OPEN, OPEN },
+	{ "kslab_malloc", "pages 2 MiB apart, each with a leaf", malloc_make_spread, 8000, LEAF },
+	{ "kslab_malloc", "emergency pages, as many", malloc_make_emergency, 6000, LEAF },
 	{ "kslab_malloc", "a page from a region", malloc_make_region, 6000, LEAF },
 	{ "kslab_malloc", "first call, places the window", malloc_first, 80000, 60000 },
 	{ "kslab_malloc", "first interrupt of a busy zone", malloc_level, 6000, 0 },
@@ -1098,6 +1422,26 @@ static const struct scene {
 	{ "kslab_free", "large, as many pages", free_large_long, PAGES, 0 },
 	{ "kslab_free", "large, 128 pages for 4 spare ones", free_large, 4000, 0 },
 	{ "kslab_free", "large, many were freed in an NMI", free_deferred, 2000, 0 },
+	{ "kslab_calloc", "hot path", calloc_hot, 100, 0 },
+	{ "aligned_alloc", "hot path", aligned_hot, 300, 0 },
+	{ "aligned_alloc", "a page is made", aligned_make, 6000, LEAF },
+	{ "aligned_alloc", "above a page, source does not align", aligned_large, 6000, LEAF },
+	{ "aligned_alloc", "above a page, from a region", aligned_region, 6000, LEAF },
+	{ "free_sized", "hot path", sized_hot, 400, 0 },
+	{ "usable_size", "and its like: look or set", small_calls, 150, 0 },
+	{ "kslab_realloc", "same class", realloc_hot, 60, 0 },
+	{ "kslab_realloc", "another class", realloc_class, 300, 0 },
+	{ "kslab_realloc", "a page is made, one goes back", realloc_pages, 8500, LEAF },
+	{ "kslab_realloc", "of another CPU", realloc_remote, 600, 0 },
+	{ "kslab_realloc", "large, as many pages as before", realloc_large_hot, 100, 0 },
+	{ "kslab_realloc", "large, grows by 4 pages of a region", realloc_grow, 4000, 2500 },
+	{ "kslab_realloc", "large, gives back 4 of a region", realloc_shrink, 2500, 1200 },
+	{ "kslab_realloc", "large, into spare blocks", realloc_spare, 6000, 1200 },
+	{ "kslab_realloc", "large, to another run", realloc_large, 8500, LEAF },
+	{ "cache calls", "hot path: alloc, free", cache_hot, 300, 0 },
+	{ "cache_init", "many caches", cache_init, 400, 0 },
+	{ "cache_destroy", "empty pages", cache_destroy, PAGES, 0 },
+	{ "cache_reserve 1", "partial pages", cache_reserve, 600, 0 },
 	{ "cache_alloc", "first use; a page is made", cache_alloc, 6000, LEAF },
 	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
@@ -1114,6 +1458,8 @@ static const struct scene {
 	{ "kslab_idle", "mail", idle_mail, PAGES, 0 },
 	{ "kslab_quiesce", "partial pages", quiesce, PAGES, 0 },
 	{ "kslab_reserve 1", "partial pages", reserve, 600, 0 },
+	{ "kslab_init", "a heap of any contents", start, 80000, 0 },
+	{ "add_region", "as many pages", add_region, PAGES, PAGES },
 	{ "set_retention", "to nothing", retention, 50, 0 },
 	{ "cpu_offline", "partial pages", cpu_offline, PAGES, 900 },
 	{ "cpu_online", "with pages in limbo; a new CPU", cpu_online, 5000, 0 },
