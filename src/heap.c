@@ -27,6 +27,7 @@
  *  2  object_page            one page: slots and their three bits
  *     page_map               any address to its page
  *     region                 page runs over plain memory
+ *     chunk_tree             page runs by address, that the map does not know
  *  1  bitfield page_list size_class report
  *  0  compiler.h port.h      builtins and atomics; what the kernel supplies
  *
