@@ -107,14 +107,16 @@
  * page gets there once each time it was used up, and each page that is used up takes several out. If
  * no page is to be had, it takes in all before it says so.
  *
- * Pages to give back. A slow path gives back TRIM_MOST pages of what is above the retention or was
- * asked for; the last of them from the class that just emptied one, so that as much goes as comes.
- * For a request it first looks at SWEEP_MOST partial pages for empty ones, from where the last one
- * stopped; a zone has served a request when a sweep that began after it is through and no empty page
- * is left. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on
- * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's memory.
- * Large blocks freed in an NMI go two with each that is freed outside; a region with more than
- * purge_bytes of free memory to purge is purged of a few pieces at each free, down to half of that.
+ * Pages to give back. A slow path gives back TRIM_MOST pages of what is above the retention or
+ * was asked for; the last of them from the class that just emptied one, so that as much goes as
+ * comes. For a request it first looks at SWEEP_MOST partial pages for empty ones, from where the
+ * last one stopped; a zone has served a request when a sweep that began after it is through and
+ * no empty page is left; of a CPU's zones the innermost first, as handlers seldom come by a slow
+ * path. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on the
+ * zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's
+ * memory. Large blocks freed in an NMI go two with each that is freed outside; a region with
+ * more than purge_bytes of free memory to purge is purged of a few pieces at each free, down to
+ * half of that.
  *
  * The source fails. What is known to be empty goes back, as much as is needed, and the source is
  * asked again; then mail is taken in, eight pages and another try; then everything is swept, eight

@@ -217,9 +217,33 @@ static void trim(struct kslab_heap *heap, unsigned level, struct trimming trimmi
 	}
 }
 
+/*
+ * The level whose turn it is: a request is served from the innermost zone out, so that the zones of
+ * handlers, which seldom come by a slow path, serve it, too.
+ */
+static unsigned next_level(struct kslab_heap *heap, unsigned level)
+{
+	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	struct kslab_zone *zone;
+
+	if (KSLAB_CFG_LEVELS == 1)
+		return level;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	while (zone != NULL && zone->level != level)
+		zone = KSLAB_LOAD_ACQUIRE(&zone->inner);
+	if (zone != NULL && zone->reclaim_epoch != epoch)
+		while ((zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) != NULL)
+			if (zone->reclaim_epoch != epoch)
+				level = zone->level;
+	KSLAB_PORT_UNPIN();
+	return level;
+}
+
 void kslab_heap_trim(struct kslab_heap *heap, unsigned level)
 {
-	trim(heap, level, (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, false });
+	trim(heap, next_level(heap, level),
+	     (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, false });
 }
 
 void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level)

@@ -662,6 +662,35 @@ static void a_reclaim_request_is_served_for_every_level(void **state)
 	end_with_faults(0);
 }
 
+/* ... and goes back by slow paths of the CPU, too, in which no interrupt comes. */
+static void a_reclaim_request_is_served_for_inner_levels_by_slow_paths(void **state)
+{
+	struct kslab_zone *zone;
+	uint32_t pages = 0;
+	void *p[24];
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	zone = t.heap.zone[1];
+	zone->owner.key = 0; /* as if in an interrupt of CPU 1 */
+	for (unsigned i = 0; i < 24; i++)
+		p[i] = get_on(1, 2048);
+	for (unsigned i = 0; i < 24; i++)
+		put_on(1, p[i]);
+	zone->owner.key = (uintptr_t)zone;
+	assert_true(object_pages() == 12);
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	for (unsigned i = 0; i < 12; i++) /* each makes a page */
+		put_on(1, get_on(1, 100 + 100 * i));
+	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
+		pages += zone->inner->sc[cls].pages;
+	assert_true(pages == 0);
+	assert_true(zone->inner->reclaim_epoch == t.heap.reclaim_epoch);
+	assert_true(zone->reclaim_epoch == t.heap.reclaim_epoch);
+	end_with_faults(0);
+}
+
 static void with_retention_0_nothing_is_kept(void **state)
 {
 	void *p[60];
@@ -1096,6 +1125,7 @@ int main(void)
 		TEST(quiesce_is_true_once_every_owner_has_idled),
 		TEST(a_reclaim_request_is_served_by_idle_cpus),
 		TEST(a_reclaim_request_is_served_for_every_level),
+		TEST(a_reclaim_request_is_served_for_inner_levels_by_slow_paths),
 		TEST(with_retention_0_nothing_is_kept),
 		TEST(a_page_of_a_cpu_that_is_gone_is_adopted),
 		TEST(a_double_free_found_in_limbo_is_reported),
