@@ -13,7 +13,7 @@
  *  5  heap                   this theory; zones; the fast path is in heap.h
  *     alloc_slow free_slow   what is behind the fast path
  *     heap_page              an object page is made from the page source, and goes back
- *     cache_zone             a cache's part of a zone
+ *     cache_zone             a cache's parts of zones, and their end
  *     trim                   what a zone gives back: the retention, requests
  *     reclaim                memory pressure, CPUs that come and go, quiesce
  *     large_block            page runs above the size classes
@@ -137,8 +137,8 @@
  *
  * ---- Locks --------------------------------------------------------------------------------------
  *
- * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a
- *    zone.
+ * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo, zones of CPUs that are
+ *    offline. May be taken inside a zone.
  * 2. the lock of the default heap, for the list of heaps; never together with 1; what is read of
  *    other heaps under lock 1 (kslab_source_is_known) is read without theirs.
  * No lock and no zone is held while a callback of the kernel (page source, purge, report,
