@@ -13,7 +13,7 @@
  *  5  heap                   this theory; zones; the fast path is in heap.h
  *     alloc_slow free_slow   what is behind the fast path
  *     heap_page              an object page is made from the page source, and goes back
- *     cache_zone             a cache's part of a zone
+ *     cache_zone             a cache's parts of zones, and their end
  *     trim                   what a zone gives back: the retention, requests
  *     reclaim                memory pressure, CPUs that come and go, quiesce
  *     large_block            page runs above the size classes
@@ -112,10 +112,11 @@
  * asked for; the last of them from the class that just emptied one, so that as much goes as comes.
  * For a request it first looks at SWEEP_MOST partial pages for empty ones, from where the last one
  * stopped; a zone has served a request when a sweep that began after it is through and no empty page
- * is left. Classes are gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on
- * the zone (zone->caches), so that nobody walks the heap's list, whose entries are the kernel's
- * memory. Large blocks freed in an NMI, and runs given up in one, go two with each outside; a region
- * with more than purge_bytes of free memory to purge is purged of a few pieces at each free, down to
+ * is left; of a CPU's zones the innermost first, as handlers seldom come by a slow path. Classes are
+ * gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on the zone (zone->caches),
+ * so that nobody walks the heap's list, whose entries are the kernel's memory. Large blocks freed in
+ * an NMI, and runs given up in one, go two with each outside; a region with more than purge_bytes of
+ * free memory to purge is purged of a few pieces at each free, down to
  * half of that.
  *
  * The source fails. What is known to be empty goes back, as much as is needed, and the source is
@@ -143,8 +144,8 @@
  *
  * ---- Locks --------------------------------------------------------------------------------------
  *
- * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo. May be taken inside a
- *    zone.
+ * 1. heap->lock (a ticket lock): regions, metadata, large blocks, limbo, zones of CPUs that are
+ *    offline. May be taken inside a zone.
  * 2. the lock of the default heap, for the list of heaps. No two locks are held at once: other heaps
  *    are asked under theirs, one after the other, before (kslab_source_is_elsewhere).
  * No lock and no zone is held while a callback of the kernel (page source, purge, report,

@@ -213,6 +213,11 @@ uintptr_t kslab_heap_page_tags(const struct kslab_heap *heap, const struct kslab
 /* A cache gets its part of a zone when it is first used there. */
 enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct kslab_request *request,
 				       struct kslab_zone *zone);
+/*
+ * Nobody uses the cache any more: give back its empty pages, ask other CPUs for theirs. Return: true:
+ * it has no page and no part of a zone any more, and no CPU will look at it.
+ */
+bool kslab_cache_end_zones(struct kslab_cache *cache);
 
 /* ---- trim.c ---------------------------------------------------------------------------------- */
 
@@ -230,6 +235,9 @@ bool kslab_zone_sweep(struct kslab_heap *heap, struct kslab_zone *zone, size_t p
 #define KSLAB_LOOKS_MOST 64u
 struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone,
 					 size_t looks);
+/* The same of one class or cache. */
+struct kslab_page *kslab_zone_take_empty_of(struct kslab_heap *heap, struct kslab_zone *zone,
+					    struct kslab_sc *sc);
 /*
  * Give back what this CPU's zone of a level has too much of, or was asked for: a few pages; all of it,
  * O(pages).
@@ -256,6 +264,8 @@ struct kslab_relief {
 };
 bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief);
 
+/* Give back the empty pages of a cache in the zone of a CPU that is offline. O(pages), in steps. */
+void kslab_parked_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
 

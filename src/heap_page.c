@@ -5,6 +5,7 @@
 #include "debug.h"
 #include "heap.h"
 #include "inject.h"
+#include "tally.h"
 
 /*
  * Object pages of a class at each length before longer ones are made: its newest page wastes at
@@ -113,6 +114,8 @@ void kslab_heap_release_page(struct kslab_heap *heap, struct kslab_page *page)
 	if (heap->debug_level != 0)
 		kslab_debug_release(heap, page);
 	kslab_page_map_set(&heap->map, address, run << heap->page_shift, &kslab_page_released);
+	if (kslab_page_owner(page) != NULL) /* was in use */
+		kslab_tally_remove(heap, page);
 	kslab_descriptor_free(heap, page, kslab_page_words(page));
 	kslab_source_free(heap, address, run);
 }

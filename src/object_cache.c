@@ -38,6 +38,7 @@ enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_ca
 	cache->slot_bytes = (uint32_t)slot;
 	cache->constructor = constructor;
 	cache->ctx = ctx;
+	cache->first_page = UINTPTR_MAX;
 	kslab_class_runs(slot, heap->page_bytes, heap->max_page_bytes, &cache->min_run,
 			 &cache->max_run);
 	if (!kslab_heap_lock(heap, &state))
@@ -90,87 +91,130 @@ bool kslab_cache_reserve(struct kslab_cache *cache, size_t count)
 
 /* ---- the end of a cache ---------------------------------------------------------------------- */
 
-struct ending {
-	struct kslab_cache *cache;
-	struct kslab_report report;
+/*
+ * A walk along the page map for pages of the cache that have live objects. Lists belong to CPUs that
+ * go on; but under the lock no descriptor that the map leads to gets another life, and a page with
+ * live objects stays where it is without it, too.
+ */
+struct walk {
+	const struct kslab_cache *cache;
+	uintptr_t at; /* what comes next; 0: it is over */
+	bool held_too; /* objects in quarantine count as live */
 };
 
-static void look_for_live(void *ctx, const struct kslab_page *page)
+/* Entries that are looked at under the lock at a time. */
+#define ENTRIES_A_STEP 64u
+
+static kslab_word live_word(const struct walk *walk, const struct kslab_page *page, unsigned i)
 {
-	struct ending *ending = ctx;
-	const struct kslab_heap *heap = ending->cache->heap;
-	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(heap, page);
+	kslab_word live = kslab_page_live_word(page, i);
 
-	if (live != 0 && ending->report.count == 0) {
-		for (uint32_t i = 0; i < page->slots; i++) {
-			const struct kslab_bits *bits = &page->bits[i / KSLAB_WORD_BITS];
+	return walk->held_too || live == 0 ? live
+					   : live & ~kslab_debug_held(walk->cache->heap, page, i);
+}
 
-			if (!((bits->avail | bits->freed | KSLAB_LOAD_RELAXED(&bits->remote) |
-			       kslab_debug_held(heap, page, i / KSLAB_WORD_BITS)) &
-			      kslab_bit(i))) {
-				ending->report.object =
-					(const void *)(page->data + (uintptr_t)i * page->sc->size);
-				break;
-			}
-		}
-		ending->report.object_bytes = page->sc->size;
-		ending->report.page = (const void *)page->data;
-		ending->report.page_bytes = (size_t)page->pages << ending->cache->heap->page_shift;
+static uint32_t count_live(const struct walk *walk, const struct kslab_page *page)
+{
+	uint32_t live = 0;
+
+	for (unsigned i = 0; i < kslab_page_words(page); i++)
+		live += kslab_popcount(live_word(walk, page, i));
+	return live;
+}
+
+/* A page of the cache that begins at the address. Under the lock. */
+static bool is_own_page(const struct walk *walk, const struct kslab_page *page, uintptr_t address)
+{
+	if (page == &kslab_page_nobody || page == &kslab_page_released ||
+	    page == &kslab_page_metadata)
+		return false;
+	/* Pairs with the release of kslab_sc_insert: address, slots and class are there. */
+	if (!(KSLAB_LOAD_ACQUIRE(&page->owner) & KSLAB_TAG_CACHE) || page->data != address)
+		return false;
+	return KSLAB_LOAD_RELAXED(&((const struct kslab_cache_zone *)page->sc)->cache) ==
+	       walk->cache;
+}
+
+/* The next few entries of the map. Under the lock. Return: a page with live objects, or NULL. */
+static struct kslab_page *walk_step(struct walk *walk)
+{
+	const struct kslab_page_map *map = &walk->cache->heap->map;
+	const uintptr_t leaf = (uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT;
+	uintptr_t last = KSLAB_LOAD_RELAXED(&walk->cache->last_page), missing;
+
+	if (kslab_page_map_lacks_leaf(map, walk->at, 1, &missing)) {
+		walk->at = (walk->at & ~(leaf - 1)) + leaf;
+		return NULL;
 	}
-	ending->report.count += live;
-}
+	for (unsigned n = ENTRIES_A_STEP; n != 0 && walk->at != 0 && walk->at <= last; n--) {
+		uintptr_t address = walk->at;
+		struct kslab_page *page = kslab_page_map_look(map, address);
 
-static void count_zone(void *ctx, struct kslab_zone *zone)
-{
-	struct ending *ending = ctx;
-	struct kslab_cache_zone *own = ending->cache->zones[kslab_zone_index(zone)];
-
-	if (own != NULL && zone != zone->heap->limbo)
-		kslab_sc_each(&own->sc, look_for_live, ending);
-}
-
-/* Every page of the cache goes, whatever is in it. */
-static void end_zone(void *ctx, struct kslab_zone *zone)
-{
-	struct ending *ending = ctx;
-	struct kslab_cache_zone *own = ending->cache->zones[kslab_zone_index(zone)];
-
-	if (own == NULL || zone == zone->heap->limbo)
-		return;
-	kslab_sc_drain(&zone->owner, KSLAB_ALL);
-	kslab_sc_retire(&zone->owner, &own->sc);
-	kslab_sc_sweep(&zone->owner, &own->sc);
-	for (;;) {
-		struct kslab_page *page = own->sc.partial.head;
-
-		if (page == NULL)
-			page = own->sc.full.head;
-		if (page != NULL) {
-			/* Forced: the live objects are declared free. */
-			if (zone->heap->debug_level != 0)
-				kslab_debug_prepare(zone->heap, page, own->sc.size, own->cache,
-						    KSLAB_NOWAIT);
-			for (unsigned i = 0;
-			     i < (page->slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS; i++) {
-				kslab_page_harvest_word(&zone->owner, page, i);
-				KSLAB_STORE_RELAXED(&page->bits[i].freed, ~(kslab_word)0);
-			}
-			kslab_sc_drain(&zone->owner, KSLAB_ALL);
-			if (page->state == KSLAB_PAGE_FULL)
-				kslab_sc_refile(&zone->owner, page);
-			kslab_sc_sweep(&zone->owner, &own->sc);
-			continue;
-		}
-		page = own->sc.empty.head;
-		if (page == NULL)
+		walk->at += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT;
+		if (is_own_page(walk, page, address) && count_live(walk, page) != 0)
+			return page;
+		if ((walk->at & (leaf - 1)) == 0)
 			break;
-		kslab_sc_drain(&zone->owner, KSLAB_ALL);
-		if (kslab_sc_remove_empty(&zone->owner, page))
-			kslab_heap_release_page(zone->heap, page);
 	}
-	ending->cache->zones[kslab_zone_index(zone)] = NULL;
-	/* It stays in the zone's list, where somebody may be looking at it, for the next cache. */
-	KSLAB_STORE_RELEASE(&own->cache, (struct kslab_cache *)NULL);
+	return NULL;
+}
+
+static struct kslab_page *next_live_page(struct walk *walk)
+{
+	struct kslab_heap *heap = walk->cache->heap;
+	struct kslab_page *page = NULL;
+
+	while (page == NULL && walk->at != 0 &&
+	       walk->at <= KSLAB_LOAD_RELAXED(&walk->cache->last_page)) {
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			break;
+		page = walk_step(walk);
+		kslab_heap_unlock(heap, &state);
+	}
+	return page;
+}
+
+/* Count the live objects, and describe the first one. */
+static void judge(const struct kslab_cache *cache, struct kslab_report *report)
+{
+	struct walk walk = { cache, KSLAB_LOAD_RELAXED(&cache->first_page), false };
+	const struct kslab_page *page;
+
+	while ((page = next_live_page(&walk)) != NULL) {
+		if (report->count == 0) {
+			unsigned i = 0;
+
+			while (live_word(&walk, page, i) == 0)
+				i++;
+			report->object_bytes = page->sc->size;
+			report->object =
+				(const void *)(page->data + ((uintptr_t)i * KSLAB_WORD_BITS +
+							     kslab_ctz(live_word(&walk, page, i))) *
+								    report->object_bytes);
+			report->page = (const void *)page->data;
+			report->page_bytes = (size_t)page->pages << cache->heap->page_shift;
+		}
+		report->count += count_live(&walk, page);
+	}
+}
+
+/* Free what lives in a page, whatever it is. With the last one the page may be gone. */
+static void drop_objects(struct kslab_cache *cache, struct kslab_page *page, uint32_t live,
+			 const void *caller)
+{
+	struct kslab_heap *heap = cache->heap;
+
+	if (heap->debug_level != 0)
+		kslab_debug_prepare(heap, page, page->sc->size, cache, KSLAB_NOWAIT);
+	for (unsigned i = 0; live != 0; i++) {
+		for (kslab_word word = kslab_page_live_word(page, i); word != 0; word &= word - 1) {
+			kslab_heap_set_free(heap, page, i * KSLAB_WORD_BITS + kslab_ctz(word), NULL,
+					    caller);
+			live--;
+		}
+	}
 }
 
 static void unlink_cache(struct kslab_cache *cache)
@@ -189,33 +233,44 @@ static void unlink_cache(struct kslab_cache *cache)
 	kslab_heap_unlock(heap, &state);
 }
 
+/* Return: false: other CPUs still have pages of it. */
+static bool end(struct kslab_cache *cache)
+{
+	if (!kslab_cache_end_zones(cache))
+		return false;
+	unlink_cache(cache);
+	return true;
+}
+
 enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache)
 {
-	struct ending ending = { cache,
-				 { .fault = KSLAB_FAULT_LIVE_OBJECTS, .caller = KSLAB_CALLER() } };
+	struct kslab_report report = { .fault = KSLAB_FAULT_LIVE_OBJECTS,
+				       .caller = KSLAB_CALLER() };
 
-	kslab_heap_each_zone(cache->heap, count_zone, &ending);
-	if (ending.report.count != 0) {
-		kslab_report_fault(cache->heap, &ending.report);
+	judge(cache, &report);
+	if (report.count != 0) {
+		kslab_report_fault(cache->heap, &report);
 		return KSLAB_BAD_ARGUMENT;
 	}
 	if (cache->heap->debug_level >= 2)
 		kslab_debug_flush(cache->heap);
-	kslab_heap_each_zone(cache->heap, end_zone, &ending);
-	unlink_cache(cache);
-	return KSLAB_OK;
+	return end(cache) ? KSLAB_OK : KSLAB_BUSY;
 }
 
 size_t kslab_cache_destroy_forced(struct kslab_cache *cache)
 {
-	struct ending ending = { cache, { .fault = KSLAB_FAULT_LIVE_OBJECTS } };
+	struct kslab_report report = { .fault = KSLAB_FAULT_LIVE_OBJECTS };
+	struct walk walk = { cache, KSLAB_LOAD_RELAXED(&cache->first_page), true };
+	const void *caller = KSLAB_CALLER();
+	struct kslab_page *page;
 
-	kslab_heap_each_zone(cache->heap, count_zone, &ending);
+	judge(cache, &report);
 	if (cache->heap->debug_level >= 2)
 		kslab_debug_flush(cache->heap);
-	kslab_heap_each_zone(cache->heap, end_zone, &ending);
-	unlink_cache(cache);
-	return ending.report.count;
+	while ((page = next_live_page(&walk)) != NULL)
+		drop_objects(cache, page, count_live(&walk, page), caller);
+	end(cache);
+	return report.count;
 }
 
 enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,

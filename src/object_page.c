@@ -58,6 +58,16 @@ uint32_t kslab_page_live(const struct kslab_page *page)
 	return live;
 }
 
+kslab_word kslab_page_live_word(const struct kslab_page *page, unsigned i)
+{
+	/* Each pairs with the store that clears the word after the next one was set. */
+	kslab_word free = KSLAB_LOAD_ACQUIRE(&page->bits[i].remote);
+
+	free |= KSLAB_LOAD_ACQUIRE(&page->bits[i].freed);
+	free |= KSLAB_LOAD_RELAXED(&page->bits[i].avail);
+	return ~(free | kslab_page_tail(page, i));
+}
+
 kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page *page, unsigned i)
 {
 	struct kslab_bits *bits = &page->bits[i];

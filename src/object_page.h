@@ -70,6 +70,11 @@ bool kslab_page_is_empty(const struct kslab_page *page);
 
 /* Live slots, as far as can be seen. Anybody; exact when nobody frees. */
 uint32_t kslab_page_live(const struct kslab_page *page);
+/*
+ * Live slots of word i, for those who are not the owner: looked at in the order of a bit's way, so
+ * that a slot on its way is not taken for live.
+ */
+kslab_word kslab_page_live_word(const struct kslab_page *page, unsigned i);
 
 /*
  * Take remote frees of word i in. A bit whose slot was free already comes from a double free that

@@ -73,6 +73,17 @@ KSLAB_INLINE struct kslab_page *kslab_page_map_find(const struct kslab_page_map 
 					 : &kslab_page_nobody;
 }
 
+/* The same for a walk, which holds no pointer: the entry may change meanwhile. */
+KSLAB_INLINE struct kslab_page *kslab_page_map_look(const struct kslab_page_map *map,
+						    uintptr_t address)
+{
+	const uintptr_t *top = kslab_page_map_top(map, address);
+
+	/* Pairs with the release of kslab_page_map_set: the descriptor is what it was made. */
+	return top != NULL ? KSLAB_LOAD_ACQUIRE(kslab_page_map_entry(*top, address))
+			   : &kslab_page_nobody;
+}
+
 /* flat: memory for all leaves, or NULL. */
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat, size_t bytes);
 

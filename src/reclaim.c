@@ -239,6 +239,7 @@ static void linger(struct kslab_heap *heap, struct kslab_zone *zone, size_t held
 {
 	for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
 		kslab_sc_sweep_end(&zone->owner);
+		zone->is_parked = true;
 		zone->lingering = heap->lingering;
 		KSLAB_STORE_RELAXED(&heap->lingering, zone);
 	}
@@ -249,6 +250,7 @@ static void stop_lingering(struct kslab_heap *heap, struct kslab_zone *zone)
 {
 	struct kslab_zone **link = &heap->lingering;
 
+	zone->is_parked = false;
 	while (*link != NULL && *link != zone)
 		link = &(*link)->lingering;
 	if (*link == NULL)
@@ -318,6 +320,65 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want, bool looks)
 		kslab_heap_release_page(heap, page);
 	}
 	return released;
+}
+
+/*
+ * One step of emptying a cache's part of a parked zone: mail, the current page, a partial page, of
+ * which *looks are still to be looked at; an empty one is taken out. Under the lock. The zone's own
+ * sweep is left alone: it is move_to_limbo's. Return: false: that was it.
+ */
+static bool empty_step(struct kslab_zone *zone, struct kslab_sc *sc, uint32_t *looks,
+		       struct kslab_page **taken)
+{
+	struct kslab_owner *owner = &zone->owner;
+	struct kslab_page *page = sc->empty.head;
+
+	if (kslab_sc_has_mail(owner)) {
+		kslab_sc_drain(owner, 1);
+		return true;
+	}
+	if (page != NULL && kslab_sc_remove_empty(owner, page)) {
+		zone->counters.pages_released++;
+		*taken = page;
+		return true;
+	}
+	if (sc->page != NULL) {
+		kslab_sc_retire(owner, sc);
+		*looks = sc->pages;
+		return true;
+	}
+	page = sc->partial.head;
+	if (page == NULL || *looks == 0)
+		return false;
+	--*looks;
+	kslab_page_harvest(owner, page);
+	kslab_sc_refile(owner, page); /* to the tail, if it has live objects */
+	return true;
+}
+
+void kslab_parked_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	uint32_t looks = UINT32_MAX;
+	bool goes_on = true;
+
+	while (goes_on) {
+		struct kslab_page *page = NULL;
+		struct kslab_lock_state state;
+
+		if (!kslab_heap_lock(heap, &state))
+			return;
+		if (!zone->is_parked) { /* its CPU, or nobody yet, see cpu_online and cpu_offline */
+			kslab_heap_unlock(heap, &state);
+			return;
+		}
+		if (looks > sc->pages)
+			looks = sc->pages;
+		goes_on = empty_step(zone, sc, &looks, &page);
+		pass_on_late(&zone->owner, &limbo_of(heap)->owner);
+		unlock_reporting(heap, &state);
+		if (page != NULL)
+			kslab_heap_release_page(heap, page);
+	}
 }
 
 /* Steps of bringing limbo up to date, and pages tried, in one call of adopt. */

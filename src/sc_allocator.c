@@ -278,7 +278,8 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 		     uintptr_t tags)
 {
 	page->sc = sc;
-	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)owner | tags);
+	/* Pairs with the look of the end of a cache, which goes on to the rest of the page. */
+	KSLAB_STORE_RELEASE(&page->owner, (uintptr_t)owner | tags);
 	sc->pages++;
 	make_empty(owner, page);
 }
@@ -429,7 +430,7 @@ bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page)
 	/* nothing but double frees can be there: note and drop them */
 	kslab_page_harvest(owner, page);
 	unlink_page(owner, page);
-	sc->pages--;
+	KSLAB_STORE_RELAXED(&sc->pages, sc->pages - 1); /* the end of a cache looks */
 	return true;
 }
 

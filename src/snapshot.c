@@ -117,19 +117,10 @@ static bool judge_page(const struct kslab_heap *heap, const struct kslab_page *p
 	return true;
 }
 
-/*
- * In the order of a bit's way, so that a slot on its way is not taken for live (heap.c, memory
- * order).
- */
 static kslab_word live_word(const struct kslab_heap *heap, const struct kslab_page *page,
 			    unsigned i)
 {
-	kslab_word free = KSLAB_LOAD_ACQUIRE(&page->bits[i].remote);
-
-	free |= KSLAB_LOAD_ACQUIRE(&page->bits[i].freed);
-	free |= KSLAB_LOAD_RELAXED(&page->bits[i].avail);
-	free |= kslab_debug_held(heap, page, i);
-	return ~(free | kslab_page_tail(page, i));
+	return kslab_page_live_word(page, i) & ~kslab_debug_held(heap, page, i);
 }
 
 /* ---- sequence numbers of debug level 2 ------------------------------------------------------- */

@@ -20,8 +20,18 @@ static inline void kslab_tally_insert(struct kslab_heap *heap, const struct ksla
 	size_t *peak = &heap->tally.pages_peak[0], *held = &heap->tally.pages[0], now, most;
 
 	if (sc->cls == KSLAB_CLASS_CACHE) {
-		held = &((const struct kslab_cache_zone *)sc)->cache->pages;
-		peak = &((const struct kslab_cache_zone *)sc)->cache->pages_peak;
+		struct kslab_cache *cache = ((const struct kslab_cache_zone *)sc)->cache;
+		uintptr_t first = KSLAB_LOAD_RELAXED(&cache->first_page),
+			  last = KSLAB_LOAD_RELAXED(&cache->last_page);
+
+		held = &cache->pages;
+		peak = &cache->pages_peak;
+		while (page->data < first &&
+		       !KSLAB_CAS_RELEASE(&cache->first_page, &first, page->data))
+			;
+		while (page->data > last &&
+		       !KSLAB_CAS_RELEASE(&cache->last_page, &last, page->data))
+			;
 	} else {
 		held += sc->cls;
 		peak += sc->cls;
@@ -32,7 +42,10 @@ static inline void kslab_tally_insert(struct kslab_heap *heap, const struct ksla
 		;
 }
 
-/* It was taken out for good. */
+/*
+ * It goes back, and its class or cache is not looked at for it any more. Pairs with the end of the
+ * cache, which reads the count.
+ */
 static inline void kslab_tally_remove(struct kslab_heap *heap, const struct kslab_page *page)
 {
 	const struct kslab_sc *sc = page->sc;
@@ -40,7 +53,7 @@ static inline void kslab_tally_remove(struct kslab_heap *heap, const struct ksla
 
 	held = sc->cls == KSLAB_CLASS_CACHE ? &((const struct kslab_cache_zone *)sc)->cache->pages
 					    : held + sc->cls;
-	KSLAB_FETCH_ADD_RELAXED(held, (size_t)0 - page->pages);
+	KSLAB_FETCH_ADD_RELEASE(held, (size_t)0 - page->pages);
 }
 
 #endif

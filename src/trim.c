@@ -6,7 +6,6 @@
  */
 #include "debug.h"
 #include "heap.h"
-#include "tally.h"
 
 /*
  * What a slow path gives back at most, of a surplus or for a request, and the partial pages and mail
@@ -17,9 +16,8 @@
 
 /* ---- empty pages of a zone ------------------------------------------------------------------- */
 
-/* The oldest empty page of a class of an entered zone, taken out; NULL: there is none, or it is QUEUED. */
-static struct kslab_page *take_empty_of(struct kslab_heap *heap, struct kslab_zone *zone,
-					struct kslab_sc *sc)
+struct kslab_page *kslab_zone_take_empty_of(struct kslab_heap *heap, struct kslab_zone *zone,
+					    struct kslab_sc *sc)
 {
 	struct kslab_page *page = sc->empty.head;
 
@@ -35,7 +33,6 @@ static struct kslab_page *take_empty_of(struct kslab_heap *heap, struct kslab_zo
 	if (!kslab_sc_remove_empty(&zone->owner, page))
 		return NULL;
 	zone->counters.pages_released++;
-	kslab_tally_remove(heap, page);
 	return page;
 }
 
@@ -51,8 +48,8 @@ struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_z
 	if (sc == NULL)
 		sc = kslab_zone_next_sc(zone, NULL);
 	for (unsigned rounds = 0; rounds < 2; looks--) {
-		if (looks == 0 ||
-		    (sc->empty.head != NULL && (page = take_empty_of(heap, zone, sc)) != NULL)) {
+		if (looks == 0 || (sc->empty.head != NULL &&
+				   (page = kslab_zone_take_empty_of(heap, zone, sc)) != NULL)) {
 			owner->looked = sc;
 			break;
 		}
@@ -162,7 +159,7 @@ static struct kslab_page *take_requested(struct kslab_heap *heap, struct kslab_z
 	/* A sweep that is through stays so until the last empty page has gone. */
 	if (page == NULL && trimming->is_swept &&
 	    (owner->empty_run == 0 || trimming->looks == KSLAB_ALL)) {
-		zone->reclaim_epoch = owner->sweep_epoch;
+		KSLAB_STORE_RELAXED(&zone->reclaim_epoch, owner->sweep_epoch);
 		kslab_sc_sweep_end(owner);
 	}
 	return page;
@@ -185,7 +182,7 @@ static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zon
 	 * short the pages of the other classes are.
 	 */
 	if (trimming->pages == 1 && owner->emptied != NULL)
-		page = take_empty_of(heap, zone, owner->emptied);
+		page = kslab_zone_take_empty_of(heap, zone, owner->emptied);
 	if (page == NULL)
 		page = kslab_zone_take_empty(heap, zone, trimming->looks);
 	if (page == NULL && kslab_sc_has_mail(owner) && trimming->sweep != 0) { /* QUEUED ones */
@@ -217,9 +214,33 @@ static void trim(struct kslab_heap *heap, unsigned level, struct trimming trimmi
 	}
 }
 
+/*
+ * The level whose turn it is: a request is served from the innermost zone out, so that the zones of
+ * handlers, which seldom come by a slow path, serve it, too.
+ */
+static unsigned next_level(struct kslab_heap *heap, unsigned level)
+{
+	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	struct kslab_zone *zone;
+
+	if (KSLAB_CFG_LEVELS == 1)
+		return level;
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
+	while (zone != NULL && zone->level != level)
+		zone = KSLAB_LOAD_ACQUIRE(&zone->inner);
+	if (zone != NULL && zone->reclaim_epoch != epoch)
+		while ((zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) != NULL)
+			if (zone->reclaim_epoch != epoch)
+				level = zone->level;
+	KSLAB_PORT_UNPIN();
+	return level;
+}
+
 void kslab_heap_trim(struct kslab_heap *heap, unsigned level)
 {
-	trim(heap, level, (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, false });
+	trim(heap, next_level(heap, level),
+	     (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, false });
 }
 
 void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level)

@@ -662,6 +662,35 @@ static void a_reclaim_request_is_served_for_every_level(void **state)
 	end_with_faults(0);
 }
 
+/* ... and goes back by slow paths of the CPU, too, in which no interrupt comes. */
+static void a_reclaim_request_is_served_for_inner_levels_by_slow_paths(void **state)
+{
+	struct kslab_zone *zone;
+	uint32_t pages = 0;
+	void *p[24];
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	zone = t.heap.zone[1];
+	zone->owner.key = 0; /* as if in an interrupt of CPU 1 */
+	for (unsigned i = 0; i < 24; i++)
+		p[i] = get_on(1, 2048);
+	for (unsigned i = 0; i < 24; i++)
+		put_on(1, p[i]);
+	zone->owner.key = (uintptr_t)zone;
+	assert_true(object_pages() == 12);
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	for (unsigned i = 0; i < 12; i++) /* each makes a page */
+		put_on(1, get_on(1, 100 + 100 * i));
+	for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++)
+		pages += zone->inner->sc[cls].pages;
+	assert_true(pages == 0);
+	assert_true(zone->inner->reclaim_epoch == t.heap.reclaim_epoch);
+	assert_true(zone->reclaim_epoch == t.heap.reclaim_epoch);
+	end_with_faults(0);
+}
+
 static void with_retention_0_nothing_is_kept(void **state)
 {
 	void *p[60];
@@ -1087,6 +1116,95 @@ static void stats_and_quiesce_may_be_called_while_others_work(void **state)
 	end_with_faults(0);
 }
 
+/* ---- a cache ends while the CPUs that used it go on ------------------------------------------- */
+
+#define USERS 3u
+#define OBJECTS 40u /* of each user: some pages, of which the last is partly used */
+
+static struct kslab_cache ending;
+static unsigned ending_round, users_done; /* atomic */
+static void *left[USERS + 1][OBJECTS]; /* for CPU 0 to free, or to lose */
+
+static void use_cache(unsigned cpu)
+{
+	void *p[OBJECTS];
+
+	for (unsigned i = 0; i < OBJECTS; i++) {
+		p[i] = kslab_cache_alloc(&ending);
+		if (p[i] == NULL)
+			is_damaged("an allocation failed");
+	}
+	for (unsigned i = 0; i < OBJECTS; i++) {
+		left[cpu][i] = i % 4 == cpu ? p[i] : NULL;
+		if (left[cpu][i] == NULL)
+			kslab_cache_free(&ending, p[i]);
+	}
+}
+
+static void use_cache_and_go_on(struct worker *worker)
+{
+	unsigned seen = 0;
+
+	while (!is_stopped()) {
+		unsigned now = __atomic_load_n(&ending_round, __ATOMIC_ACQUIRE);
+
+		if (now != seen) {
+			seen = now;
+			use_cache(worker->cpu);
+			__atomic_fetch_add(&users_done, 1, __ATOMIC_ACQ_REL);
+		}
+		for (unsigned i = 0; i < 4; i++)
+			give(take(some_size(&worker->random)));
+		if (testing_random_below(&worker->random, 8) == 0)
+			kslab_heap_idle(&t.heap);
+		sched_yield();
+	}
+}
+
+static void a_cache_ends_while_the_cpus_that_used_it_go_on(void **state)
+{
+	struct worker workers[USERS + 1];
+
+	(void)state;
+	begin_with(&single_frames, 16384, false);
+	all_online(USERS + 1);
+	stop = 0;
+	ending_round = users_done = 0;
+	for (unsigned i = 1; i <= USERS; i++)
+		start(&workers[i], i, use_cache_and_go_on, 23);
+	for (unsigned round = 1; round <= STEPS(200); round++) {
+		enum kslab_reason reason;
+		size_t lost = 0;
+
+		assert_int_equal(kslab_heap_cache_init(&t.heap, &ending, "ends", 200, 0, NULL,
+						       NULL),
+				 KSLAB_OK);
+		__atomic_store_n(&users_done, 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&ending_round, round, __ATOMIC_RELEASE);
+		while (__atomic_load_n(&users_done, __ATOMIC_ACQUIRE) != USERS)
+			sched_yield();
+		for (unsigned i = 0; i < USERS * OBJECTS; i++) {
+			void *p = left[1 + i % USERS][i / USERS];
+
+			if (p != NULL && round % 3 == 0 && i % 5 == 0)
+				lost++;
+			else if (p != NULL)
+				kslab_cache_free(&ending, p);
+		}
+		if (lost != 0)
+			assert_int_equal(kslab_cache_destroy_forced(&ending), lost);
+		while ((reason = kslab_cache_destroy(&ending)) == KSLAB_BUSY)
+			sched_yield();
+		assert_int_equal(reason, KSLAB_OK);
+		memset(&ending, 0xa5, sizeof(ending)); /* it is the kernel's again */
+	}
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	for (unsigned i = 1; i <= USERS; i++)
+		join(&workers[i]);
+	must_pass();
+	end_with_faults(0);
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, teardown)
 
 int main(void)
@@ -1096,6 +1214,7 @@ int main(void)
 		TEST(quiesce_is_true_once_every_owner_has_idled),
 		TEST(a_reclaim_request_is_served_by_idle_cpus),
 		TEST(a_reclaim_request_is_served_for_every_level),
+		TEST(a_reclaim_request_is_served_for_inner_levels_by_slow_paths),
 		TEST(with_retention_0_nothing_is_kept),
 		TEST(a_page_of_a_cpu_that_is_gone_is_adopted),
 		TEST(a_double_free_found_in_limbo_is_reported),
@@ -1111,6 +1230,7 @@ int main(void)
 		TEST(thousands_of_short_lived_threads_leak_nothing),
 		TEST(faults_of_cpus_that_are_not_online_do_not_race),
 		TEST(stats_and_quiesce_may_be_called_while_others_work),
+		TEST(a_cache_ends_while_the_cpus_that_used_it_go_on),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

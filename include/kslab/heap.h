@@ -44,7 +44,7 @@ struct kslab_zone {
 	struct kslab_owner owner;
 	struct kslab_heap *heap; /* [I] */
 	struct kslab_zone *inner; /* [o] zone of the next nesting level, made on demand */
-	uint32_t reclaim_epoch; /* [o] last reclaim request that was served */
+	uint32_t reclaim_epoch; /* [o] last reclaim request that was served; others may look */
 	uint16_t cpu; /* [I] */
 	uint8_t level; /* [I] */
 	uint8_t last_error; /* [o] enum kslab_reason */
@@ -52,7 +52,8 @@ struct kslab_zone {
 	/* [o] freed large blocks, kept whole; oldest first */
 	struct kslab_page *spare[KSLAB_SPARE_BLOCKS];
 	uint32_t spare_run; /* [o] base pages in them; within the retention, and 2^32 */
-	uint32_t spares; /* [o] how many they are */
+	uint16_t spares; /* [o] how many they are */
+	bool is_parked; /* [l] it has no CPU: whoever holds the lock operates it */
 	/* [l] next zone without a CPU that still holds QUEUED pages */
 	struct kslab_zone *lingering;
 	/* [a] its parts of object caches, chained; those of caches that have ended stay for others */

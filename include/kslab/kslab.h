@@ -352,6 +352,7 @@ struct kslab_cache {
 	void *ctx;
 	struct kslab_cache *next;
 	size_t pages, pages_peak; /* [a] base pages in its object pages */
+	uintptr_t first_page, last_page; /* [a] addresses between which its object pages lay */
 	struct kslab_cache_zone *zones[KSLAB_CFG_CPUS * KSLAB_CFG_LEVELS]; /* [a] made on demand */
 };
 
@@ -368,14 +369,25 @@ enum kslab_reason kslab_heap_cache_init(struct kslab_heap *heap, struct kslab_ca
 					void (*constructor)(void *, void *), void *ctx);
 
 /*
- * kslab_cache_destroy - give all pages back
- * Refused with BAD_ARGUMENT after fault LIVE_OBJECTS (count, first object) if any object is live.
- * Context: nobody else uses the cache; and since the pages that other CPUs made for it are taken out
- * of their zones, those CPUs MUST not be inside kslab meanwhile (parked, or stopped in a rendezvous).
- * Complexity: O(pages of the cache, caches, CPUs), and the mail of all of them.
+ * kslab_cache_destroy - give all pages back; at OK the memory of @cache is the caller's again
+ * Empty pages of the cache may lie in the zones of other CPUs, which go on meanwhile. They are asked
+ * to give them back, as by kslab_reclaim; until that is done the answer is BUSY, and the call is to be
+ * made again: "while (kslab_cache_destroy(c) == KSLAB_BUSY) let_others_run();", where that is, if CPUs
+ * may stay away from slow paths for long, a call of kslab_idle on each of them. Pages of this CPU, and
+ * of CPUs that are offline, go back at once.
+ * Context: thread. Calls of kslab_cache_* for this cache MUST have returned before the first call, and
+ * @cache MUST stay where it is until OK or kslab_fini; else its memory is used after its end. With BUSY
+ * the cache is as it was, but for pages that went back: it may even be used on.
+ * Complexity: O(its pages + base pages between its lowest and its highest one), in steps.
+ * Return: KSLAB_OK; KSLAB_BUSY; KSLAB_BAD_ARGUMENT after fault LIVE_OBJECTS (count, first object) if any
+ * object is live.
  */
 enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache);
-/* The same, but live objects are lost with it. Return: how many there were. Complexity: the same. */
+/*
+ * The same, but live objects are lost with it: they are freed here. Return: how many there were. If
+ * other CPUs used the cache, go on with kslab_cache_destroy until it is not BUSY; after OK, or if it was
+ * over at once, that is OK again.
+ */
 size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
 
 /*

@@ -43,7 +43,7 @@ enum kslab_reason {
 	KSLAB_OVERFLOW, /* count * size wraps */
 	KSLAB_QUOTA, /* the heap's page limit is reached */
 	KSLAB_REENTRY, /* every nesting level of this CPU is busy */
-	KSLAB_BUSY, /* NMI: the page-source lock is held */
+	KSLAB_BUSY, /* NMI: a lock is held; the end of a cache: other CPUs have pages of it */
 	KSLAB_NOT_INITIALISED, /* no kslab_init yet, or this CPU is not online */
 	KSLAB_BAD_ARGUMENT, /* refused before anything was looked at */
 	KSLAB_BAD_FREE, /* the pointer was refused; the fault was reported */

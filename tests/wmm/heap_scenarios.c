@@ -30,6 +30,8 @@ static _Alignas(WINDOW_BYTES) struct {
 	void *object[OBJECTS];
 	bool is_live[OBJECTS];
 	uint32_t handover[2];
+	struct kslab_cache cache, other;
+	bool cache_is_over;
 	bool expects_double_free;
 	unsigned faults[KSLAB_CFG_CPUS + 2];
 } h;
@@ -408,6 +410,119 @@ static void is_not_quiet(void)
 		wmm_assert(!kslab_heap_quiesce(HEAP));
 }
 
+/* ---- the end of a cache, while the CPUs that used it go on ------------------------------------ */
+
+/* Of CPU 1: a page of the cache, with so many objects taken, armed if that is both of them. */
+static void cpu1_cache(unsigned objects)
+{
+	struct kslab_zone *zone;
+
+	start_heap(64);
+	wmm_assert(kslab_heap_cache_init(HEAP, &h.cache, "cache", OBJECT_BYTES, 8, NULL, NULL) ==
+		   KSLAB_OK);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK); /* limbo exists */
+	wmm_assert(kslab_heap_cpu_online(HEAP, 1) == KSLAB_OK);
+	zone = kslab_heap_zone(HEAP);
+	for (unsigned i = 0; i < 2; i++)
+		h.object[i] = kslab_cache_alloc(&h.cache);
+	for (unsigned i = objects; i < 2; i++)
+		kslab_cache_free(&h.cache, h.object[i]);
+	if (objects == 2)
+		kslab_sc_retire(&zone->owner, &h.cache.zones[kslab_zone_index(zone)]->sc);
+	setup_cpu = 0;
+	limit_sources(0);
+}
+
+static void cpu1_cache_empty(void)
+{
+	cpu1_cache(0);
+}
+
+static void cpu1_cache_full(void)
+{
+	cpu1_cache(2);
+}
+
+static void cpu1_cache_gone(void)
+{
+	cpu1_cache(0);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	setup_cpu = 0;
+}
+
+/* CPU 1 has a page of another cache as well, full; where the next ones come to lie is looked at. */
+static void cpu1_cache_near(void)
+{
+	cpu1_cache(0);
+	wmm_assert(kslab_heap_cache_init(HEAP, &h.other, "other", OBJECT_BYTES, 8, NULL, NULL) ==
+		   KSLAB_OK);
+	setup_cpu = 1;
+	for (unsigned i = 0; i < 2; i++)
+		h.object[i] = kslab_cache_alloc(&h.other);
+	setup_cpu = 0;
+	h.cache.last_page = (uintptr_t)h.page[1][h.taken[1] + 2];
+	limit_sources(2);
+	h.taken[1] = h.given[1] =
+		(unsigned)((h.cache.last_page - (uintptr_t)h.page[1][0]) / PAGE_BYTES) - 2;
+	h.pages_left = h.taken[1] + 2;
+}
+
+static void take_of_other(void)
+{
+	h.object[2] = kslab_cache_alloc(&h.other);
+	wmm_assert(h.object[2] != NULL);
+}
+
+static void end_cache(void)
+{
+	enum kslab_reason reason = kslab_cache_destroy(&h.cache);
+
+	wmm_assert(reason == KSLAB_OK || reason == KSLAB_BUSY);
+	if (reason == KSLAB_OK) {
+		wmm_write(&h.cache, sizeof(h.cache)); /* its memory is the kernel's */
+		h.cache_is_over = true;
+	}
+}
+
+/* Ask, and see what has come of it. */
+static void end_cache_twice(void)
+{
+	end_cache();
+	if (!h.cache_is_over)
+		end_cache();
+}
+
+static void end_cache_if_passed_on(void)
+{
+	if (is_passed_on(0))
+		end_cache();
+}
+
+static void come_online_and_idle(void)
+{
+	come_online();
+	idle();
+}
+
+static void free_both_of_cache(void)
+{
+	kslab_cache_free(&h.cache, h.object[0]);
+	kslab_cache_free(&h.cache, h.object[1]);
+	pass_on(0);
+}
+
+/* Two slow paths: what was asked for goes back by the way. */
+static void leave_twice(void)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		struct kslab_zone *zone = kslab_heap_enter(HEAP);
+
+		kslab_heap_leave(HEAP, zone, NULL);
+	}
+}
+
 /* ---- double free ----------------------------------------------------------------------------- */
 
 static void cpu0_full_double(void)
@@ -476,6 +591,34 @@ static void check_heap(void)
 	}
 	(void)taken;
 	(void)given;
+}
+
+/* BUSY is the answer only until each CPU has come by. */
+static void check_cache(void)
+{
+	h.pages_left = CPU_PAGES;
+	setup_cpu = 0;
+	if (!h.cache_is_over)
+		end_cache();
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS && !h.cache_is_over; cpu++) {
+		setup_cpu = cpu;
+		if (HEAP->zone[cpu] != &kslab_zone_none)
+			kslab_heap_idle(HEAP);
+	}
+	setup_cpu = 0;
+	if (!h.cache_is_over)
+		end_cache();
+	wmm_assert(h.cache_is_over && HEAP->caches == NULL);
+	check_heap();
+}
+
+static void check_cache_near(void)
+{
+	setup_cpu = 1;
+	for (unsigned i = 0; i < 3; i++)
+		kslab_cache_free(&h.other, h.object[i]);
+	wmm_assert(kslab_cache_destroy(&h.other) == KSLAB_OK);
+	check_cache();
 }
 
 /* ---- names ----------------------------------------------------------------------------------- */
@@ -558,6 +701,12 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: come and go", "a fresh zone that is parked at once", cpu2_not_yet, { quiesce, nothing, come_and_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, goes", "a free is not forgotten when its CPU goes", cpu2_current, { is_not_quiet, give_0_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, back", "... and comes back", cpu2_current, { is_not_quiet, give_0_go_and_come }, check_heap, 0, WORLD },
+	{ "heap: cache ends", "while its CPU idles", cpu1_cache_empty, { end_cache_twice, idle }, check_cache, 1, WORLD },
+	{ "heap: cache ends, slow", "while its CPU comes by slow paths", cpu1_cache_empty, { end_cache_twice, leave_twice }, check_cache, 1, WORLD },
+	{ "heap: cache ends, free", "its objects were just freed by a third CPU", cpu1_cache_full, { end_cache_if_passed_on, idle, free_both_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache ends, goes", "its CPU goes offline", cpu1_cache_empty, { end_cache_twice, go_offline }, check_cache, 0, WORLD },
+	{ "heap: cache ends, back", "its CPU comes online", cpu1_cache_gone, { end_cache_twice, come_online_and_idle }, check_cache, 0, WORLD },
+	{ "heap: cache ends, near", "a page of another one is made beside its", cpu1_cache_near, { end_cache, take_of_other }, check_cache_near, 1, WORLD },
 	{ "heap: two go", "both make limbo", no_limbo, { nothing, go_offline, go_offline }, check_heap, 0, WORLD },
 };
 /* clang-format on */
@@ -571,6 +720,10 @@ const struct weakened weakened[] = {
 	{ "page_source", "kslab_heap_lock", NULL },
 	{ "page_source", "kslab_heap_unlock", NULL },
 	{ "reclaim", "add_harvested", NULL },
+	{ "tally", "kslab_tally_remove", NULL },
+	{ "cache_zone", "is_empty", NULL },
+	{ "object_cache", "is_own_page", NULL },
+	{ "page_map", "kslab_page_map_look", NULL },
 	{ "reclaim", "limbo_of", NULL },
 	{ "heap", "kslab_heap_each_zone", NULL },
 	{ "heap", "kslab_heap_add_level", "CAS_RELEASE" },
