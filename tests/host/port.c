@@ -28,6 +28,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #if !KSLAB_HOST_GLOBAL_LOCK && KSLAB_CFG_CPUS < 4
@@ -142,6 +143,14 @@ struct kslab_config kslab_host_config(void *base, size_t bytes)
 #define PIECE_BYTES ((size_t)2 << 20)
 #define PIECES_OF_CLASS 4u
 #define PIECES_OF_HEAP 16u
+/*
+ * Where a virtual machine gets its memory only as it is touched, a huge page may cost its host 512
+ * faults at once, of memory that nobody had before, while single pages are those that others have
+ * used already: several milliseconds. One that took longer than its pages would have, by far, is a
+ * sign to go without for a while.
+ */
+#define SLOW_NANOSECONDS 400000
+#define PIECES_WITHOUT 64u
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -204,22 +213,38 @@ static bool may_be_huge(void)
 	return text[0] != '\0' && strstr(text, "[never]") == NULL;
 }
 
+static int64_t nanoseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 static void make_huge(uintptr_t piece)
 {
 	static bool was_asked; /* [a] */
+	static unsigned without; /* [a] pieces that are let pass */
+	int64_t start;
 	int saved = errno;
 
-	if (!__atomic_exchange_n(&was_asked, true, __ATOMIC_RELAXED) && !may_be_huge())
+	if (__atomic_load_n(&without, __ATOMIC_RELAXED) != 0) {
+		__atomic_fetch_sub(&without, 1u, __ATOMIC_RELAXED);
+		return;
+	}
+	if (!__atomic_exchange_n(&was_asked, true, __ATOMIC_RELAXED) && !may_be_huge()) {
 		__atomic_store_n(&is_refused, true, __ATOMIC_RELAXED);
-	if (__atomic_load_n(&is_refused, __ATOMIC_RELAXED)) {
 		errno = saved;
 		return;
 	}
+	start = nanoseconds();
 	/* The kernel wants one page to be there. EAGAIN: a page was in use elsewhere. */
 	if ((madvise((void *)piece, kslab_default_heap.page_bytes, MADV_POPULATE_WRITE) ||
 	     madvise((void *)piece, PIECE_BYTES, MADV_COLLAPSE)) &&
 	    errno != EAGAIN)
 		__atomic_store_n(&is_refused, true, __ATOMIC_RELAXED);
+	if (nanoseconds() - start > SLOW_NANOSECONDS)
+		__atomic_store_n(&without, PIECES_WITHOUT, __ATOMIC_RELAXED);
 	errno = saved;
 }
 
