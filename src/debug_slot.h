@@ -603,7 +603,7 @@ static const uint64_t last_bytes[] = { 0,
 /*
  * From n up to 8 before the end: in most classes that is a part of one word, or nothing of it, which
  * is looked at all the same. Further words only for powers of two, and in large classes. An n that
- * is too large is refused. Slots of 8 bytes are too short for this.
+ * is too large is refused. Not for slots of 8 bytes: they have nothing there.
  */
 KSLAB_INLINE bool is_redzone(uintptr_t start, size_t n, size_t end)
 {
@@ -700,7 +700,7 @@ KSLAB_INLINE bool read_sound_tail(uintptr_t start, size_t bytes, uint32_t hash, 
 
 	*n = INFO(size) & 0xffff;
 	if (size == FROM_INFO(info_of(*n, ROUTED)))
-		return is_redzone(start, *n, bytes);
+		return bytes != 8 && is_redzone(start, *n, bytes);
 	code = code_in(hash, (unsigned char)BYTE_OF(7, tail));
 	*n = bytes - code;
 	return code - SLACK_MIN < CODE_LONG - SLACK_MIN &&

@@ -731,6 +731,7 @@ const struct weakened weakened[] = {
 	{ "reclaim", "kslab_heap_cpu_offline", NULL },
 	{ "object_page", "kslab_page_harvest_word", "STORE_RELEASE" },
 	{ "object_page", "kslab_page_harvest_word", "LOAD_ACQUIRE" },
+	{ "sc_allocator", "kslab_sc_insert", "STORE_RELEASE" },
 	{ NULL, NULL, NULL },
 };
 

@@ -641,5 +641,7 @@ const struct weakened weakened[] = {
 const struct not_needed not_needed[] = {
 	{ "kslab_page_harvest_word", "STORE_RELEASE", WMM_RELAXED,
 	  "for quiesce: caught at the heap's level" },
+	{ "kslab_sc_insert", "STORE_RELEASE", WMM_RELAXED,
+	  "for the end of a cache: caught at the heap's level" },
 	{ NULL, NULL, 0, NULL },
 };
