@@ -102,8 +102,8 @@ struct walk {
 	bool held_too; /* objects in quarantine count as live */
 };
 
-/* Entries that are looked at under the lock at a time. */
-#define ENTRIES_A_STEP 64u
+/* Entries that are looked at under the lock at a time, up to the first page of the cache. */
+#define ENTRIES_A_STEP 16u
 
 static kslab_word live_word(const struct walk *walk, const struct kslab_page *page, unsigned i)
 {
@@ -151,8 +151,8 @@ static struct kslab_page *walk_step(struct walk *walk)
 		struct kslab_page *page = kslab_page_map_look(map, address);
 
 		walk->at += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT;
-		if (is_own_page(walk, page, address) && count_live(walk, page) != 0)
-			return page;
+		if (is_own_page(walk, page, address))
+			return count_live(walk, page) != 0 ? page : NULL;
 		if ((walk->at & (leaf - 1)) == 0)
 			break;
 	}
