@@ -189,7 +189,7 @@ host_compile = $(HOSTCC) $(host_flags) -fvisibility=protected -ftls-model=initia
 # Programs that take whatever malloc is linked or preloaded, and the recorder, know nothing of
 # kslab.
 host_plain = $(HOSTCC) $(host_flags) $(CFLAGS)
-host_programs := $(addprefix $(HOST)/,replay rss names threads)
+host_programs := $(addprefix $(HOST)/,replay rss names threads growth)
 host_objects := $(call objects,$(HOST)/src,$(SRC)) $(HOST)/port/port.o
 
 host: $(HOST)/libkslab.a $(HOST)/libkslab.so $(HOST)/librecord.so $(host_programs)

@@ -15,7 +15,7 @@ set -u
 top=$(cd "$(dirname "$0")/.." && pwd)
 build=${1:-$top/build/host}
 [ $# -gt 0 ] && shift
-[ $# -gt 0 ] || set -- names faults threads sqlite3 python3 git gcc redis
+[ $# -gt 0 ] || set -- names faults threads growth sqlite3 python3 git gcc redis
 library=$(cd "$build" && pwd)/libkslab.so
 limit=120 # seconds for one run of one task
 cc=${CC:-gcc}
@@ -29,6 +29,7 @@ trap 'exit 1' INT TERM
 needs_names=$cc
 needs_faults=$cc
 needs_threads=$cc
+needs_growth=$cc
 needs_sqlite3=sqlite3
 needs_python3=python3
 needs_git=git
@@ -42,6 +43,10 @@ SH
 
 cat >"$work/threads.sh" <<'SH'
 for seed in 1 2 3; do kslab "$work/threads" $seed; done
+SH
+
+cat >"$work/growth.sh" <<'SH'
+kslab "$work/growth"
 SH
 
 cat >"$work/sqlite3.sh" <<'SH'
@@ -258,7 +263,7 @@ judge() {
 }
 
 port=$((20000 + $$ % 20000))
-for name in names threads; do
+for name in names threads growth; do
 	$cc -std=c11 -O2 -pthread -o "$work/$name" "$top/tests/host/$name.c" || exit 2
 done
 status=0
