@@ -67,12 +67,9 @@ static struct kslab_page *take_here(struct kslab_cache *cache, unsigned level, b
 	struct kslab_page *page = NULL;
 	struct kslab_zone *zone;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_enter_level(heap, level);
-	if (zone == NULL) {
-		KSLAB_PORT_UNPIN();
+	zone = kslab_heap_pin_level(heap, level);
+	if (zone == NULL)
 		return NULL;
-	}
 	own = cache->zones[kslab_zone_index(zone)];
 	if (own != NULL && looks) {
 		if (heap->debug_level != 0)

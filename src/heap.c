@@ -269,14 +269,18 @@ struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap)
 	return NULL;
 }
 
-struct kslab_zone *kslab_heap_enter_level(struct kslab_heap *heap, unsigned level)
+struct kslab_zone *kslab_heap_pin_level(struct kslab_heap *heap, unsigned level)
 {
-	struct kslab_zone *zone = kslab_heap_zone(heap);
+	struct kslab_zone *zone;
 
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_zone(heap);
 	while (zone != NULL && zone->level != level)
 		zone = KSLAB_LOAD_ACQUIRE(&zone->inner);
-	if (zone == NULL || KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)
+	if (zone == NULL || KSLAB_LOAD_RELAXED(&zone->owner.key) == 0) {
+		KSLAB_PORT_UNPIN();
 		return NULL;
+	}
 	kslab_zone_enter(zone);
 	return zone;
 }

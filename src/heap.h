@@ -81,10 +81,10 @@ KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
 struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
 
 /*
- * The zone of one level of this CPU, entered; NULL: there is none, or it is busy. Pinned by the
- * caller.
+ * The zone of one level of this CPU, pinned and entered; NULL: there is none, or it is busy, and
+ * nothing is pinned.
  */
-struct kslab_zone *kslab_heap_enter_level(struct kslab_heap *heap, unsigned level);
+struct kslab_zone *kslab_heap_pin_level(struct kslab_heap *heap, unsigned level);
 
 /* Pages to give back, by retention or by request. */
 KSLAB_INLINE bool kslab_zone_has_surplus(const struct kslab_heap *heap,

@@ -124,8 +124,7 @@ static bool hold_next(struct kslab_heap *heap, unsigned level, unsigned cls, str
 	struct kslab_zone *zone;
 	bool any = false;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_enter_level(heap, level);
+	zone = kslab_heap_pin_level(heap, level);
 	if (zone != NULL) {
 		struct kslab_page_list *partial = &zone->sc[cls].partial;
 
@@ -136,8 +135,8 @@ static bool hold_next(struct kslab_heap *heap, unsigned level, unsigned cls, str
 		    kslab_source_is_divisible(heap, page->data))
 			any = take_slots(heap, page, held);
 		kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
 	}
-	KSLAB_PORT_UNPIN();
 	return any;
 }
 
@@ -146,14 +145,13 @@ static uint32_t pages_of_class(struct kslab_heap *heap, unsigned level, unsigned
 	struct kslab_zone *zone;
 	uint32_t pages = 0;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_enter_level(heap, level);
+	zone = kslab_heap_pin_level(heap, level);
 	if (zone != NULL) {
 		if (heap->max_run[cls] > 1)
 			pages = zone->sc[cls].pages;
 		kslab_zone_leave(zone);
+		KSLAB_PORT_UNPIN();
 	}
-	KSLAB_PORT_UNPIN();
 	return pages;
 }
 

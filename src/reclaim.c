@@ -19,12 +19,9 @@ static struct kslab_page *take_from_level(struct kslab_heap *heap, unsigned leve
 	struct kslab_page *page;
 	struct kslab_zone *zone;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_enter_level(heap, level);
-	if (zone == NULL) {
-		KSLAB_PORT_UNPIN();
+	zone = kslab_heap_pin_level(heap, level);
+	if (zone == NULL)
 		return NULL;
-	}
 	if (collect)
 		kslab_zone_collect(heap, zone);
 	zone->owner.reserve_run = 0;
@@ -453,12 +450,9 @@ static bool look_through(struct kslab_heap *heap, struct kslab_relief *relief)
 	struct kslab_zone *zone;
 	bool is_done;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_enter_level(heap, relief->level);
-	if (zone == NULL) {
-		KSLAB_PORT_UNPIN();
+	zone = kslab_heap_pin_level(heap, relief->level);
+	if (zone == NULL)
 		return true;
-	}
 	if (relief->zone != zone) {
 		relief->zone = zone;
 		kslab_sc_sweep_end(&zone->owner);
@@ -678,12 +672,9 @@ void kslab_heap_idle(struct kslab_heap *heap)
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
 
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter_level(heap, level);
-		if (zone == NULL) {
-			KSLAB_PORT_UNPIN();
+		zone = kslab_heap_pin_level(heap, level);
+		if (zone == NULL)
 			continue;
-		}
 		if (heap->debug_level != 0)
 			kslab_fence_mail(heap, zone);
 		if (pending)
@@ -705,12 +696,9 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		struct kslab_zone *zone;
 
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter_level(heap, level);
-		if (zone == NULL) {
-			KSLAB_PORT_UNPIN();
+		zone = kslab_heap_pin_level(heap, level);
+		if (zone == NULL)
 			continue;
-		}
 		kslab_zone_collect(heap, zone);
 		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
 		kslab_heap_trim_all(heap, level);

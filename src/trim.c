@@ -201,13 +201,12 @@ static void trim(struct kslab_heap *heap, unsigned level, struct trimming trimmi
 		struct kslab_page *page = NULL;
 		struct kslab_zone *zone;
 
-		KSLAB_PORT_PIN();
-		zone = kslab_heap_enter_level(heap, level);
+		zone = kslab_heap_pin_level(heap, level);
 		if (zone != NULL) {
 			page = take_surplus(heap, zone, &trimming);
 			kslab_zone_leave(zone);
+			KSLAB_PORT_UNPIN();
 		}
-		KSLAB_PORT_UNPIN();
 		if (page == NULL)
 			return;
 		kslab_heap_release(heap, page);

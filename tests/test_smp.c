@@ -638,22 +638,28 @@ static void a_reclaim_request_is_served_by_idle_cpus(void **state)
 	end_with_faults(0);
 }
 
+/* An interrupt of CPU 1 allocates and frees; the pages stay in its own zone. Return: the outer one. */
+static struct kslab_zone *work_in_interrupt(unsigned count)
+{
+	struct kslab_zone *zone = t.heap.zone[1];
+	void *p[24];
+
+	zone->owner.key = 0;
+	for (unsigned i = 0; i < count; i++)
+		p[i] = get_on(1, 2048);
+	for (unsigned i = 0; i < count; i++)
+		put_on(1, p[i]);
+	zone->owner.key = (uintptr_t)zone;
+	return zone;
+}
+
 /* What an interrupt of that CPU left in its own zone is part of it. */
 static void a_reclaim_request_is_served_for_every_level(void **state)
 {
-	struct kslab_zone *zone;
-	void *p[8];
-
 	(void)state;
 	begin_with(&single_frames, 1024, false);
 	all_online(2);
-	zone = t.heap.zone[1];
-	zone->owner.key = 0; /* as if in an interrupt of CPU 1 */
-	for (unsigned i = 0; i < 8; i++)
-		p[i] = get_on(1, 2048);
-	for (unsigned i = 0; i < 8; i++)
-		put_on(1, p[i]);
-	zone->owner.key = (uintptr_t)zone;
+	work_in_interrupt(8);
 	assert_true(object_pages() == 4);
 	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
 	assert_true(object_pages() == 4);
@@ -667,18 +673,11 @@ static void a_reclaim_request_is_served_for_inner_levels_by_slow_paths(void **st
 {
 	struct kslab_zone *zone;
 	uint32_t pages = 0;
-	void *p[24];
 
 	(void)state;
 	begin_with(&single_frames, 1024, false);
 	all_online(2);
-	zone = t.heap.zone[1];
-	zone->owner.key = 0; /* as if in an interrupt of CPU 1 */
-	for (unsigned i = 0; i < 24; i++)
-		p[i] = get_on(1, 2048);
-	for (unsigned i = 0; i < 24; i++)
-		put_on(1, p[i]);
-	zone->owner.key = (uintptr_t)zone;
+	zone = work_in_interrupt(24);
 	assert_true(object_pages() == 12);
 	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
 	for (unsigned i = 0; i < 12; i++) /* each makes a page */

@@ -178,6 +178,13 @@ static void begin(const struct kslab_config *config)
 	on_cpu(0);
 }
 
+static void begin_plain(void)
+{
+	struct kslab_config config = plain();
+
+	begin(&config);
+}
+
 /* ---- filling the heap ------------------------------------------------------------------------ */
 
 static void *object[MANY];
@@ -237,10 +244,9 @@ static size_t least(size_t a, size_t b)
 
 static void malloc_hot(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	p = take(64);
 	STEP(p = kslab_malloc(64));
@@ -250,9 +256,7 @@ static void malloc_hot(size_t pages)
 /* Every page has one free slot, in its last word of eight. */
 static void malloc_next_page(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	free_each(8, 511);
 	for (size_t i = 0; i < least(pages, SAMPLES); i++)
@@ -262,10 +266,9 @@ static void malloc_next_page(size_t pages)
 /* The same, and another CPU has freed one slot in each word since the mail was taken in. */
 static void malloc_harvest(size_t pages)
 {
-	struct kslab_config config = plain();
 	size_t harvested;
 
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	free_each(8, 511);
 	ELSEWHERE(1, free_each(8, 510));
@@ -282,9 +285,7 @@ static void malloc_harvest(size_t pages)
 /* All pages were full, and all have mail. */
 static void malloc_mail(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	for (size_t i = 0; i < 512; i++)
 		take(8); /* the last one of these is full, too, and the next current */
@@ -297,9 +298,7 @@ static void malloc_mail(size_t pages)
 /* A page is made for each, the heap grows: descriptors, leaves of the map. */
 static void malloc_make(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	for (size_t i = 0; i < pages; i++) {
 		if (is_looked_at(i, pages) || i % 512 > 510)
 			STEP(kslab_malloc(PAGE));
@@ -324,9 +323,7 @@ static void malloc_make_long(size_t pages)
 /* The same from a source whose pages lie 2 MiB apart: every page needs a leaf. */
 static void malloc_make_spread(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	spreads = true;
 	for (size_t i = 0; i < pages; i++) {
 		if (i < 2 || i + 2 >= pages)
@@ -381,10 +378,9 @@ static void malloc_first(size_t pages)
 /* In an interrupt that comes while the zone is busy, for the first time. */
 static void malloc_level(size_t pages)
 {
-	struct kslab_config config = plain();
 	uintptr_t key;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	key = kslab_default_heap.boot_zone.owner.key;
 	kslab_default_heap.boot_zone.owner.key = 0;
@@ -396,9 +392,7 @@ static void malloc_level(size_t pages)
 /* Partial pages, empty pages; another CPU has asked for memory. */
 static void busy_heap(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(256, pages / 2);
 	free_all();
 	fill(512, pages / 2);
@@ -447,9 +441,7 @@ static void malloc_request_mail(size_t pages)
 
 static void malloc_retention(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(256, pages);
 	free_all();
 	kslab_set_retention(KSLAB_RETAIN_NONE);
@@ -459,10 +451,9 @@ static void malloc_retention(size_t pages)
 /* The page source fails, nothing can be taken back: partial pages of another class. */
 static void malloc_fails(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	kslab_reclaim(SIZE_MAX);
@@ -474,9 +465,7 @@ static void malloc_fails(size_t pages)
 /* The page source fails, empty pages of another class go back first. */
 static void malloc_relieve(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_all();
 	is_out = true;
@@ -563,9 +552,7 @@ static void malloc_large_region(size_t pages)
 /* A block of so many pages. */
 static void malloc_large_long(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	STEP(kslab_malloc(pages * PAGE));
 }
 
@@ -573,10 +560,9 @@ static void malloc_large_long(size_t pages)
 
 static void free_hot(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	take(64);
 	p = take(64);
@@ -586,9 +572,7 @@ static void free_hot(size_t pages)
 /* The first free slot of a full page; eight words. */
 static void free_first(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	for (size_t i = 0; i + 512 < objects && i < SAMPLES * 512; i += 512)
 		STEP(kslab_free(object[i]));
@@ -611,9 +595,7 @@ static void free_eager(size_t pages)
 /* The last live slot of a page of eight words, which stays. */
 static void free_last(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	for (size_t i = 0; i < objects; i++) {
 		if (i % 512 == 511 && is_looked_at(i / 512, pages))
@@ -703,12 +685,11 @@ static void free_trim_class(size_t pages)
 /* A quarter as many caches and some more; the one that has something to give back comes last. */
 static void free_caches(size_t pages)
 {
-	struct kslab_config config = plain();
 	static struct kslab_cache cache[64 + 1024 / 4];
 	size_t caches = 64 + pages / 4;
 	void *p, *other;
 
-	begin(&config);
+	begin_plain();
 	for (size_t i = 0; i < caches; i++) {
 		must(kslab_cache_init(&cache[i], "c", 2048, 0, NULL, NULL) == KSLAB_OK, "cache");
 		must(kslab_cache_alloc(&cache[i]) != NULL, "cache object");
@@ -727,9 +708,7 @@ static void free_caches(size_t pages)
 
 static void free_remote(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	on_cpu(1);
@@ -740,9 +719,7 @@ static void free_remote(size_t pages)
 
 static void free_mailed(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	on_cpu(1);
 	for (size_t i = 1; i < least(objects, 8 * SAMPLES); i += 8)
@@ -841,9 +818,7 @@ static void free_deferred(size_t pages)
 
 static void calloc_hot(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	take(64);
 	STEP(kslab_calloc(8, 8));
@@ -852,9 +827,7 @@ static void calloc_hot(size_t pages)
 /* By class, at hand and with a page made. */
 static void aligned_hot(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	take(64);
 	STEP(kslab_aligned_alloc(64, 40));
@@ -862,9 +835,7 @@ static void aligned_hot(size_t pages)
 
 static void aligned_make(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	for (size_t i = 0; i < pages; i++) {
 		if (is_looked_at(i, pages) || i % 512 > 510)
 			STEP(kslab_aligned_alloc(PAGE, 3000));
@@ -876,10 +847,9 @@ static void aligned_make(size_t pages)
 /* Above a page; the source's runs are not aligned to it, so that a longer one is asked for. */
 static void aligned_large(size_t pages)
 {
-	struct kslab_config config = plain();
 	size_t before;
 
-	begin(&config);
+	begin_plain();
 	for (size_t i = 0; i < pages; i++)
 		take(20 * 1024);
 	before = source_frees;
@@ -905,10 +875,9 @@ static void aligned_region(size_t pages)
 
 static void sized_hot(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	take(64);
 	p = take(64);
@@ -920,10 +889,9 @@ static void sized_hot(size_t pages)
 /* What only looks or sets: nothing, an object, a large block. */
 static void small_calls(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *large;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	large = take(20 * 1024);
 	STEP(kslab_usable_size(object[objects - 1]));
@@ -938,10 +906,9 @@ static void small_calls(size_t pages)
 
 static void realloc_hot(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	p = take(64);
 	STEP(must(kslab_realloc(p, 60) == p, "moved"));
@@ -950,10 +917,9 @@ static void realloc_hot(size_t pages)
 /* To another class and back, both at hand; 64 bytes of contents are copied by the way. */
 static void realloc_class(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p, *q;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	take(128);
 	take(64);
@@ -981,9 +947,7 @@ static void realloc_pages(size_t pages)
 /* Of another CPU: it goes to a page of this one. */
 static void realloc_remote(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	on_cpu(1);
 	take(1024);
@@ -995,10 +959,9 @@ static void realloc_remote(size_t pages)
 /* The pages stay as many. */
 static void realloc_large_hot(size_t pages)
 {
-	struct kslab_config config = plain();
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	for (size_t i = 0; i < pages; i++)
 		take(20 * 1024);
 	p = take(20 * 1024);
@@ -1086,11 +1049,10 @@ static void realloc_large(size_t pages)
 
 static void cache_hot(size_t pages)
 {
-	struct kslab_config config = plain();
 	static struct kslab_cache cache;
 	void *p;
 
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	must(kslab_cache_init(&cache, "c", 64, 0, NULL, NULL) == KSLAB_OK, "cache");
 	kslab_cache_alloc(&cache);
@@ -1101,10 +1063,9 @@ static void cache_hot(size_t pages)
 /* As many caches as pages, each with objects; none is ended. */
 static void cache_init(size_t pages)
 {
-	struct kslab_config config = plain();
 	static struct kslab_cache cache[1024];
 
-	begin(&config);
+	begin_plain();
 	for (size_t i = 0; i < pages; i++) {
 		if (is_looked_at(i, pages))
 			STEP(kslab_cache_init(&cache[i], "c", 2048 - 8 * (i % 64), 0, NULL, NULL));
@@ -1116,10 +1077,9 @@ static void cache_init(size_t pages)
 
 static void cache_destroy(size_t pages)
 {
-	struct kslab_config config = plain();
 	static struct kslab_cache cache;
 
-	begin(&config);
+	begin_plain();
 	must(kslab_cache_init(&cache, "c", 2048, 0, NULL, NULL) == KSLAB_OK, "cache");
 	for (size_t i = 0; i < 2 * pages; i++)
 		object[i] = kslab_cache_alloc(&cache);
@@ -1130,10 +1090,9 @@ static void cache_destroy(size_t pages)
 
 static void cache_reserve(size_t pages)
 {
-	struct kslab_config config = plain();
 	static struct kslab_cache cache;
 
-	begin(&config);
+	begin_plain();
 	must(kslab_cache_init(&cache, "c", 512, 0, NULL, NULL) == KSLAB_OK, "cache");
 	objects = 8 * pages;
 	for (size_t i = 0; i < objects; i++)
@@ -1187,9 +1146,7 @@ static void *bulk[BULK];
 
 static void bulk_next_page(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	free_each(8, 511);
 	STEP(kslab_malloc_bulk(8, least(pages, BULK), bulk));
@@ -1197,18 +1154,14 @@ static void bulk_next_page(size_t pages)
 
 static void bulk_make(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(PAGE, pages);
 	STEP(kslab_malloc_bulk(PAGE, BULK, bulk));
 }
 
 static void bulk_mail(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages + BULK * 8 + 1);
 	objects -= 8;
 	ELSEWHERE(1, free_each(512, 3));
@@ -1217,9 +1170,7 @@ static void bulk_mail(size_t pages)
 
 static void bulk_free_first(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(8, pages);
 	for (size_t i = 0; i < least(pages, BULK); i++)
 		bulk[i] = object[i * 512];
@@ -1240,9 +1191,7 @@ static void bulk_free_trim(size_t pages)
 
 static void reclaim_partial(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	STEP(kslab_reclaim(1));
@@ -1250,9 +1199,7 @@ static void reclaim_partial(size_t pages)
 
 static void reclaim_empty(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_all();
 	STEP(kslab_reclaim(1));
@@ -1260,9 +1207,7 @@ static void reclaim_empty(size_t pages)
 
 static void reclaim_full(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	STEP(kslab_reclaim(1));
 }
@@ -1275,9 +1220,7 @@ static void reclaim_limbo(size_t pages)
 
 static void idle_nothing(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	STEP(kslab_idle());
@@ -1286,9 +1229,7 @@ static void idle_nothing(size_t pages)
 /* One remote free on one of many partial pages. */
 static void idle_pending(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	ELSEWHERE(1, kslab_free(object[1]));
@@ -1297,9 +1238,7 @@ static void idle_pending(size_t pages)
 
 static void idle_mail(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	ELSEWHERE(1, free_each(512, 0));
 	STEP(kslab_idle());
@@ -1307,9 +1246,7 @@ static void idle_mail(size_t pages)
 
 static void quiesce(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	STEP(kslab_quiesce());
@@ -1317,9 +1254,7 @@ static void quiesce(size_t pages)
 
 static void reserve(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	fill(512, pages);
 	free_each(512, 0);
 	STEP(kslab_reserve(512, 1));
@@ -1333,9 +1268,7 @@ static void retention(size_t pages)
 
 static void cpu_offline(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	on_cpu(1);
 	fill(512, pages);
 	free_each(512, 0);
@@ -1355,9 +1288,7 @@ static void start(size_t pages)
 
 static void add_region(size_t pages)
 {
-	struct kslab_config config = plain();
-
-	begin(&config);
+	begin_plain();
 	take(64);
 	STEP(must(kslab_add_region(memory + WINDOW / 2, pages * PAGE) == KSLAB_OK, "region"));
 }
