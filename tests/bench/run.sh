@@ -8,7 +8,7 @@
 #   -o DIR  where programs and results go (build/bench)
 #   -r N    rounds: every test is run once in each, allocator after allocator
 #   -t RE   tests whose name or group matches this extended regular expression
-#   -a ...  allocators, instead of "kslab kslab-irq glibc mimalloc jemalloc tcmalloc"
+#   -a ...  allocators, instead of "kslab kslab-irq none glibc mimalloc jemalloc tcmalloc"
 #   -m      minimum instead of median, for a machine with much other load
 #   -b      build only; -n: run what is built already
 # Honoured: CC, CFLAGS (appended). Files in DIR: results.txt (raw), table.txt, ratios.svg.
@@ -17,14 +17,15 @@
 # link-time optimisation; kslab has KSLAB_CFG_LEVELS=1, as a malloc replacement needs it, kslab-irq
 # has 4 and may be called from interrupts and NMIs. Peers are Debian's packages with their default
 # settings: static archives where the package has one (jemalloc, tcmalloc), so that all calls are
-# direct; glibc and mimalloc are shared, called through the GOT without a PLT. One thread: CPU time
-# of the process, system time included. Two threads: wall clock. A number is the median over all
-# rounds and repetitions.
+# direct; glibc and mimalloc are shared, called through the GOT without a PLT. "none" is no allocator:
+# what the loop of a test and two calls that do nothing cost. One thread: CPU time of the process,
+# system time included. Two threads: wall clock. A number is the median over all rounds and
+# repetitions.
 set -eu
 cd "$(dirname "$0")/../.."
 
 mode=quick out=build/bench rounds='' pattern=. statistic=median do_build=1 do_run=1
-allocators='kslab kslab-irq glibc mimalloc jemalloc tcmalloc'
+allocators='kslab kslab-irq none glibc mimalloc jemalloc tcmalloc'
 case ${1:-} in quick | full | memory) mode=$1 && shift ;; esac
 while getopts o:r:t:a:mbn option; do
 	case $option in
@@ -123,6 +124,10 @@ results=$out/results.txt
 
 run() { # test path
 	for a in $allocators; do
+		case $a,$1 in
+		none,pair-* | none,lifo-* | none,fifo-* | none,random-* | none,producer-* | none,exchange-*) ;;
+		none,*) continue ;;
+		esac
 		"$out/bench-$a" "$chunks" "$scale" "$1" ${2:+"$2"} | sed "s/^/$a /" >>"$results"
 	done
 }

@@ -55,7 +55,7 @@ function add(name, column, ratio)
 		columns[$1] = 1
 		if ($1 ~ /^kslab/)
 			own[++own_count] = $1
-		else
+		else if ($1 != "none")
 			peer[++peer_count] = $1
 	}
 	if (!($2 in tests)) {
@@ -65,7 +65,8 @@ function add(name, column, ratio)
 	sample[$1, $2, ++count[$1, $2]] = $3
 }
 
-# Time: kslab's ns, the best peer's, ratio of each own column to it, kslab's ratio to each peer.
+# Time: kslab's ns, those of calls that do nothing, the best peer's, ratio of each own column to it,
+# kslab's ratio to each peer.
 function time_row(test,    p, c, v, best, best_name, line)
 {
 	for (p = 1; p <= peer_count; p++) {
@@ -78,6 +79,8 @@ function time_row(test,    p, c, v, best, best_name, line)
 	line = sprintf("%-16s", test)
 	for (c = 1; c <= own_count; c++)
 		line = line sprintf(" %10.1f", value_of(own[c], test))
+	v = value_of("none", test)
+	line = line (v > 0 ? sprintf(" %8.1f", v) : sprintf(" %8s", "-"))
 	if (!best) {
 		print line
 		return
@@ -109,13 +112,13 @@ END {
 	line = sprintf("%-16s", "ns/operation")
 	for (c = 1; c <= own_count; c++)
 		line = line sprintf(" %10s", own[c])
-	line = line sprintf("  %-9s %9s ", "best peer", "")
+	line = line sprintf(" %8s  %-9s %9s ", "no heap", "best peer", "")
 	for (c = 1; c <= own_count; c++)
 		line = line sprintf(" %9s", own[c])
 	line = line " |"
 	for (p = 1; p <= peer_count; p++)
 		line = line sprintf(" %8s", peer[p])
-	printf "%-16s %*s  %-20s %*s | %s against each\n", "", 11 * own_count - 1, "", "", \
+	printf "%-16s %*s  %-29s %*s | %s against each\n", "", 11 * own_count - 1, "", "", \
 		10 * own_count - 1, "ratio to best", own[1]
 	print line
 	for (i = 1; i <= test_count; i++)
