@@ -136,10 +136,10 @@ cat >"$work/gcc.sh" <<'SH'
 cp "$top"/tests/host/replay.c "$top"/tests/host/names.c .
 for file in replay names; do
 	for flags in -O0 '-O2 -g' '-O3 -fno-inline -funroll-loops'; do
-		kslab gcc -std=gnu11 $flags -c $file.c -o $file.o && cksum <$file.o
+		kslab gcc -std=gnu11 $flags -I"$top/tests" -c $file.c -o $file.o && cksum <$file.o
 	done
-	kslab gcc -std=gnu11 -O2 -flto -frandom-seed=1 $file.c -o $file && echo linked
-	kslab gcc -std=gnu11 -S -O2 -fverbose-asm $file.c -o - | cksum
+	kslab gcc -std=gnu11 -O2 -flto -frandom-seed=1 -I"$top/tests" $file.c -o $file && echo linked
+	kslab gcc -std=gnu11 -S -O2 -fverbose-asm -I"$top/tests" $file.c -o - | cksum
 done
 SH
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * levels.c - owns the cost of the debug levels on recorded programs (../traces; format:
- * ../host/recorder.c), as ratios to level 0 in the same run.
+ * levels.c - owns the cost of the debug levels on recorded programs (../traces), as ratios to level 0
+ * in the same run.
  * Runs: Linux host, one thread, three heaps of one library: debug levels 0, 1 and 2.
  *
  *     levels [-n rounds] trace...       the table; see levels.sh, which builds it
@@ -14,6 +14,7 @@
  */
 #define _GNU_SOURCE
 #include "host/host.h"
+#include "trace.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -30,14 +31,6 @@
 #define TRACES_MAX 16
 #define STEP 0x9e3779b97f4a7c15u
 
-enum op { OP_MALLOC, OP_FREE, OP_REALLOC, OP_SPECIAL };
-
-struct call {
-	uint32_t slot, size;
-	uint8_t op;
-	uint8_t align_shift; /* OP_SPECIAL: 0 = zeroed */
-};
-
 struct object {
 	unsigned char *p;
 	size_t size;
@@ -46,7 +39,7 @@ struct object {
 
 struct trace {
 	const char *name;
-	struct call *calls;
+	struct trace_call *calls;
 	struct object *objects;
 	size_t count, slots;
 };
@@ -71,65 +64,28 @@ static void *own(size_t bytes)
 
 /* ---- reading ------------------------------------------------------------------------------- */
 
-struct reader {
-	const unsigned char *at, *end;
-};
-
-static uint64_t varint(struct reader *r)
-{
-	uint64_t value = 0;
-
-	for (unsigned shift = 0; r->at < r->end && shift < 64; shift += 7) {
-		unsigned char byte = *r->at++;
-
-		value |= (uint64_t)(byte & 127) << shift;
-		if (byte < 128)
-			return value;
-	}
-	die("a trace is cut off");
-}
-
-static void read_call(struct reader *r, struct call *call, uint64_t slots)
-{
-	uint64_t v = varint(r), size = v >> 2, slot = size;
-
-	call->op = (uint8_t)(v & 3);
-	if (call->op == OP_FREE)
-		size = 0;
-	else if (call->op == OP_REALLOC)
-		size = varint(r);
-	else
-		slot = varint(r);
-	call->align_shift = call->op == OP_SPECIAL ? (uint8_t)varint(r) : 0;
-	if (size > UINT32_MAX || slot >= slots)
-		die("a trace asks for too much");
-	call->slot = (uint32_t)slot;
-	call->size = (uint32_t)size;
-}
-
 static void load(struct trace *t, const char *path)
 {
 	int fd = open(path, O_RDONLY);
-	struct reader r;
+	struct trace_reader r;
 	struct stat st;
+	void *file;
 
-	if (fd < 0 || fstat(fd, &st) != 0 || st.st_size < 8)
+	if (fd < 0 || fstat(fd, &st) != 0)
 		die("no trace");
-	r.at = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-	if (r.at == MAP_FAILED || memcmp(r.at, "KSTRACE1", 8) != 0)
-		die("not a trace");
+	file = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	close(fd);
-	r.end = r.at + st.st_size;
-	r.at += 8;
+	if (file == MAP_FAILED || !trace_open(&r, file, (size_t)st.st_size))
+		die("not a trace");
 	t->name = strrchr(path, '/') != NULL ? strrchr(path, '/') + 1 : path;
-	t->count = varint(&r);
-	t->slots = varint(&r);
-	if (t->count > (size_t)st.st_size || t->slots > (size_t)st.st_size)
-		die("bad header of a trace");
+	t->count = r.calls;
+	t->slots = r.slots;
 	t->calls = own(t->count * sizeof(*t->calls));
 	t->objects = own((t->slots + 1) * sizeof(*t->objects));
 	for (size_t i = 0; i < t->count; i++)
-		read_call(&r, &t->calls[i], t->slots);
+		if (!trace_read(&r, &t->calls[i]))
+			die("a trace is damaged");
+	munmap(file, (size_t)st.st_size);
 }
 
 /* ---- playing ------------------------------------------------------------------------------- */
@@ -158,25 +114,27 @@ static void read_object(const struct object *o)
 		die("contents changed");
 }
 
-static void *request(struct kslab_heap *h, const struct call *call)
+static void *request(struct kslab_heap *h, const struct trace_call *call)
 {
-	if (call->op == OP_MALLOC)
+	if (call->op == TRACE_MALLOC)
 		return kslab_heap_malloc(h, call->size);
 	if (call->align_shift != 0)
 		return kslab_heap_aligned_alloc(h, (size_t)1 << call->align_shift, call->size);
 	return kslab_heap_zalloc(h, call->size);
 }
 
-static void play_call(struct kslab_heap *h, const struct call *call, struct object *o, bool writes)
+static void play_call(struct kslab_heap *h, const struct trace_call *call, struct object *o,
+		      bool writes)
 {
 	if (writes && o->p != NULL)
 		read_object(o);
-	if (call->op == OP_FREE) {
+	if (call->op == TRACE_FREE) {
 		kslab_heap_free(h, o->p);
 		o->p = NULL;
 		return;
 	}
-	o->p = call->op == OP_REALLOC ? kslab_heap_realloc(h, o->p, call->size) : request(h, call);
+	o->p = call->op == TRACE_REALLOC ? kslab_heap_realloc(h, o->p, call->size)
+					 : request(h, call);
 	if (o->p == NULL)
 		die("out of memory");
 	o->size = call->size;

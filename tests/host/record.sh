@@ -103,7 +103,7 @@ record_python3() {
 
 # The compiler proper (not the driver) on a source file of this repository.
 record_gcc() {
-	gcc -E -P "$top/tests/host/replay.c" -o "$work/task.i"
+	gcc -E -P -I"$top/tests" "$top/tests/host/replay.c" -o "$work/task.i"
 	(record gcc 203000 "$(gcc -print-prog-name=cc1)" -fpreprocessed -quiet -O3 -g \
 		"$work/task.i" -o "$work/task.s")
 }

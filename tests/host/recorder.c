@@ -7,16 +7,6 @@
  * Environment: KSLAB_TRACE=path (the first process that finds no such file records; its children
  * do not), KSLAB_TRACE_OPS=n (stop after n calls; default 300000).
  *
- * The trace. "KSTRACE1", varint number of operations, varint number of slots, then the operations.
- * A varint is LEB128: seven bits a byte, lowest first. An operation begins with a varint v, op = v
- * & 3, arg = v >> 2:
- *   0 malloc   arg = size; slot
- *   1 free     arg = slot
- *   2 realloc  arg = slot; new size
- *   3 special  arg = size; slot; a: 0 = zeroed, else aligned to 1 << a
- * A slot is a number for a live object, the lowest one that is free. Objects live at the end stay
- * live.
- *
  * Order. What the trace says must be possible: a free is written before the real free, so that no
  * other thread can get the address and write its malloc first; a malloc is written after the real
  * one; a realloc is both and keeps the lock across the real call.
@@ -34,13 +24,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "trace.h"
+
 #define OPS_DEFAULT 300000u
 #define OP_BYTES_MAX 32u /* three varints of at most ten bytes */
 #define MAP_SLOTS (1u << 21) /* hash table; half of it is the most objects that can be live */
 #define IDS (MAP_SLOTS / 2)
 #define BOOT_BYTES 65536u
-
-enum op { OP_MALLOC, OP_FREE, OP_REALLOC, OP_SPECIAL };
 
 /* ---- the real allocator -------------------------------------------------------------------- */
 
@@ -186,8 +176,8 @@ static void write_all(const unsigned char *from, size_t bytes)
 
 static void finish(void)
 {
-	unsigned char head[8 + 2 * 10] = "KSTRACE1";
-	size_t used = 8;
+	unsigned char head[TRACE_MAGIC_BYTES + 2 * 10] = TRACE_MAGIC;
+	size_t used = TRACE_MAGIC_BYTES;
 
 	if (!recording)
 		return;
@@ -199,7 +189,7 @@ static void finish(void)
 	close(trace_fd);
 }
 
-static void emit(enum op op, uint64_t arg)
+static void emit(enum trace_op op, uint64_t arg)
 {
 	out_used += varint(out + out_used, arg << 2 | (uint64_t)op);
 }
@@ -217,7 +207,7 @@ static void count_op(void)
 
 /* ---- one function per event ---------------------------------------------------------------- */
 
-static void note_alloc(const void *p, enum op op, size_t size, unsigned special)
+static void note_alloc(const void *p, enum trace_op op, size_t size, unsigned special)
 {
 	uint32_t at;
 
@@ -230,7 +220,7 @@ static void note_alloc(const void *p, enum op op, size_t size, unsigned special)
 		map[at].id = id_take();
 		emit(op, size);
 		emit_more(map[at].id);
-		if (op == OP_SPECIAL)
+		if (op == TRACE_SPECIAL)
 			emit_more(special);
 		count_op();
 	}
@@ -246,7 +236,7 @@ static void note_free(const void *p)
 	pthread_mutex_lock(&lock);
 	at = recording ? map_find((uintptr_t)p) : 0;
 	if (recording && map[at].address) {
-		emit(OP_FREE, map[at].id);
+		emit(TRACE_FREE, map[at].id);
 		id_give(map[at].id);
 		map_remove(at);
 		count_op();
@@ -268,7 +258,7 @@ static void *note_realloc(void *p, size_t size)
 		at = map_find((uintptr_t)q);
 		map[at].address = (uintptr_t)q;
 		map[at].id = id;
-		emit(OP_REALLOC, id);
+		emit(TRACE_REALLOC, id);
 		emit_more(size);
 		count_op();
 	}
@@ -285,7 +275,7 @@ void *malloc(size_t size)
 	if (!ready())
 		return boot_alloc(size);
 	p = real_malloc(size);
-	note_alloc(p, OP_MALLOC, size, 0);
+	note_alloc(p, TRACE_MALLOC, size, 0);
 	return p;
 }
 
@@ -304,7 +294,7 @@ void *calloc(size_t count, size_t size)
 	if (!ready())
 		return boot_alloc(count * size);
 	p = real_calloc(count, size);
-	note_alloc(p, OP_SPECIAL, count * size, 0);
+	note_alloc(p, TRACE_SPECIAL, count * size, 0);
 	return p;
 }
 
@@ -352,9 +342,9 @@ void *memalign(size_t align, size_t size)
 	while (shift < 63 && (size_t)1 << shift < align)
 		shift++;
 	if (align > 16)
-		note_alloc(p, OP_SPECIAL, size, shift);
+		note_alloc(p, TRACE_SPECIAL, size, shift);
 	else
-		note_alloc(p, OP_MALLOC, size, 0);
+		note_alloc(p, TRACE_MALLOC, size, 0);
 	return p;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * replay.c - owns the playing back of a trace (format: recorder.c) with whatever malloc is linked
+ * replay.c - owns the playing back of a trace (format: ../trace.h) with whatever malloc is linked
  * or preloaded.
  * Runs: host program, one thread.
  *
@@ -30,14 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum op { OP_MALLOC, OP_FREE, OP_REALLOC, OP_SPECIAL };
-
-struct step {
-	uint64_t size;
-	uint32_t slot;
-	uint8_t op;
-	uint8_t align_shift; /* OP_SPECIAL: 0 = zeroed */
-};
+#include "trace.h"
 
 struct object {
 	unsigned char *p;
@@ -47,7 +40,7 @@ struct object {
 
 struct trace {
 	const char *name;
-	struct step *steps;
+	struct trace_call *calls;
 	size_t count;
 	size_t slots;
 };
@@ -77,61 +70,11 @@ static void *own_memory(size_t bytes)
 
 /* ---- reading ------------------------------------------------------------------------------- */
 
-struct reader {
-	const unsigned char *at, *end;
-};
-
-static bool read_varint(struct reader *r, uint64_t *value)
-{
-	unsigned shift = 0;
-
-	*value = 0;
-	while (r->at < r->end && shift < 64) {
-		unsigned char byte = *r->at++;
-
-		*value |= (uint64_t)(byte & 127) << shift;
-		if (byte < 128)
-			return true;
-		shift += 7;
-	}
-	return false;
-}
-
-static bool read_step(struct reader *r, struct step *step)
-{
-	uint64_t v, slot = 0, align = 0;
-
-	if (!read_varint(r, &v))
-		return false;
-	step->op = (uint8_t)(v & 3);
-	step->size = v >> 2;
-	switch (step->op) {
-	case OP_FREE:
-		slot = v >> 2;
-		step->size = 0;
-		break;
-	case OP_REALLOC:
-		slot = v >> 2;
-		if (!read_varint(r, &step->size))
-			return false;
-		break;
-	default:
-		if (!read_varint(r, &slot))
-			return false;
-	}
-	if (step->op == OP_SPECIAL && (!read_varint(r, &align) || align > 40))
-		return false;
-	step->slot = (uint32_t)slot;
-	step->align_shift = (uint8_t)align;
-	return slot <= UINT32_MAX;
-}
-
 static void load(struct trace *t, const char *path)
 {
 	int fd = open(path, O_RDONLY);
-	struct reader r;
+	struct trace_reader r;
 	struct stat st;
-	uint64_t count, slots;
 	void *file;
 
 	if (fd < 0 || fstat(fd, &st))
@@ -140,22 +83,17 @@ static void load(struct trace *t, const char *path)
 	if (file == MAP_FAILED)
 		die(path, strerror(errno), 0);
 	close(fd);
-	r.at = file;
-	r.end = r.at + st.st_size;
-	if (st.st_size < 8 || memcmp(r.at, "KSTRACE1", 8))
-		die(path, "not a trace", 0);
-	r.at += 8;
-	if (!read_varint(&r, &count) || !read_varint(&r, &slots) || count > (uint64_t)st.st_size)
-		die(path, "bad header", 0);
+	if (!trace_open(&r, file, (size_t)st.st_size))
+		die(path, r.wrong, 0);
 	t->name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-	t->count = count;
-	t->slots = slots;
-	t->steps = own_memory(count * sizeof(*t->steps));
-	for (size_t i = 0; i < count; i++)
-		if (!read_step(&r, &t->steps[i]) || t->steps[i].slot >= slots)
-			die(path, "bad operation", i);
+	t->count = r.calls;
+	t->slots = r.slots;
+	t->calls = own_memory(t->count * sizeof(*t->calls));
+	for (size_t i = 0; i < t->count; i++)
+		if (!trace_read(&r, &t->calls[i]))
+			die(path, r.wrong, i);
 	if (r.at != r.end)
-		die(path, "bytes behind the last operation", count);
+		die(path, "bytes behind the last operation", t->count);
 	munmap(file, (size_t)st.st_size);
 }
 
@@ -166,18 +104,18 @@ static struct summary summarize(const struct trace *t)
 	struct summary s = { 0 };
 
 	for (size_t i = 0; i < t->count; i++) {
-		const struct step *step = &t->steps[i];
-		uint64_t *size = &sizes[step->slot];
-		bool is_new = step->op == OP_MALLOC || step->op == OP_SPECIAL;
+		const struct trace_call *call = &t->calls[i];
+		uint64_t *size = &sizes[call->slot];
+		bool is_new = call->op == TRACE_MALLOC || call->op == TRACE_SPECIAL;
 
 		if (is_new == (*size != 0))
 			die(t->name, is_new ? "slot is live" : "slot is not live", i);
-		s.calls[step->op]++;
+		s.calls[call->op]++;
 		s.live_bytes -= *size ? *size - 1 : 0;
-		s.live_bytes += step->size;
+		s.live_bytes += call->size;
 		s.live += is_new;
-		s.live -= step->op == OP_FREE;
-		*size = step->op == OP_FREE ? 0 : step->size + 1;
+		s.live -= call->op == TRACE_FREE;
+		*size = call->op == TRACE_FREE ? 0 : call->size + 1;
 		if (s.live_bytes > s.peak_bytes)
 			s.peak_bytes = s.live_bytes;
 		if (s.live > s.peak)
@@ -257,31 +195,31 @@ static bool is_aligned(const void *p, uint64_t size, unsigned shift)
 	return ((uintptr_t)p & (align - 1)) == 0;
 }
 
-static void *request(const struct step *step)
+static void *request(const struct trace_call *call)
 {
-	if (step->op == OP_MALLOC)
-		return malloc(step->size);
-	if (step->align_shift)
-		return memalign((size_t)1 << step->align_shift, step->size);
-	return calloc(1, step->size);
+	if (call->op == TRACE_MALLOC)
+		return malloc(call->size);
+	if (call->align_shift)
+		return memalign((size_t)1 << call->align_shift, call->size);
+	return calloc(1, call->size);
 }
 
-static void check_step(const struct trace *t, struct object *objects, size_t i)
+static void check_call(const struct trace *t, struct object *objects, size_t i)
 {
-	const struct step *step = &t->steps[i];
-	struct object *o = &objects[step->slot];
-	uint64_t kept = o->size < step->size ? o->size : step->size;
+	const struct trace_call *call = &t->calls[i];
+	struct object *o = &objects[call->slot];
+	uint64_t kept = o->size < call->size ? o->size : call->size;
 	void *p;
 
-	switch (step->op) {
-	case OP_FREE:
+	switch (call->op) {
+	case TRACE_FREE:
 		if (!is_filled(o, o->size))
 			die(t->name, "contents changed", i);
 		free(o->p);
 		o->p = NULL;
 		return;
-	case OP_REALLOC:
-		p = realloc(o->p, step->size);
+	case TRACE_REALLOC:
+		p = realloc(o->p, call->size);
 		if (!p)
 			die(t->name, "out of memory", i);
 		o->p = p;
@@ -289,37 +227,37 @@ static void check_step(const struct trace *t, struct object *objects, size_t i)
 			die(t->name, "contents lost by realloc", i);
 		break;
 	default:
-		o->p = request(step);
+		o->p = request(call);
 		if (!o->p)
 			die(t->name, "out of memory", i);
 	}
-	o->size = step->size;
+	o->size = call->size;
 	o->seed = (unsigned char)(i % 251);
-	if (!is_aligned(o->p, o->size, step->op == OP_SPECIAL ? step->align_shift : 0))
+	if (!is_aligned(o->p, o->size, call->op == TRACE_SPECIAL ? call->align_shift : 0))
 		die(t->name, "misaligned", i);
 	if (malloc_usable_size(o->p) < o->size)
 		die(t->name, "usable size below the size", i);
-	if (step->op == OP_SPECIAL && !step->align_shift && !is_zero(o))
+	if (call->op == TRACE_SPECIAL && !call->align_shift && !is_zero(o))
 		die(t->name, "not zeroed", i);
 	fill(o);
 }
 
-static void plain_step(const struct trace *t, struct object *objects, size_t i, bool writes)
+static void plain_call(const struct trace *t, struct object *objects, size_t i, bool writes)
 {
-	const struct step *step = &t->steps[i];
-	struct object *o = &objects[step->slot];
+	const struct trace_call *call = &t->calls[i];
+	struct object *o = &objects[call->slot];
 
 	if (writes && o->p && !are_words(o))
 		die(t->name, "contents changed", i);
-	if (step->op == OP_FREE) {
+	if (call->op == TRACE_FREE) {
 		free(o->p);
 		o->p = NULL;
 		return;
 	}
-	o->p = step->op == OP_REALLOC ? realloc(o->p, step->size) : request(step);
+	o->p = call->op == TRACE_REALLOC ? realloc(o->p, call->size) : request(call);
 	if (!o->p)
 		die(t->name, "out of memory", i);
-	o->size = step->size;
+	o->size = call->size;
 	o->seed = (unsigned char)(i % 251);
 	if (writes)
 		write_words(o);
@@ -331,9 +269,9 @@ static void play(const struct trace *t, struct object *objects, bool check, bool
 {
 	for (size_t i = 0; i < t->count; i++)
 		if (check)
-			check_step(t, objects, i);
+			check_call(t, objects, i);
 		else
-			plain_step(t, objects, i, writes);
+			plain_call(t, objects, i, writes);
 	for (size_t slot = 0; slot < t->slots; slot++) {
 		struct object *o = &objects[slot];
 
@@ -393,8 +331,9 @@ int main(int argc, char **argv)
 		s = summarize(&t);
 		printf("%s: %zu calls (%zu malloc, %zu free, %zu realloc, %zu special), peak %zu "
 		       "objects %.2f MiB",
-		       t.name, t.count, s.calls[OP_MALLOC], s.calls[OP_FREE], s.calls[OP_REALLOC],
-		       s.calls[OP_SPECIAL], s.peak, (double)s.peak_bytes / 1048576.0);
+		       t.name, t.count, s.calls[TRACE_MALLOC], s.calls[TRACE_FREE],
+		       s.calls[TRACE_REALLOC], s.calls[TRACE_SPECIAL], s.peak,
+		       (double)s.peak_bytes / 1048576.0);
 		fflush(stdout);
 		if (!inform) {
 			objects = own_memory(t.slots * sizeof(*objects));

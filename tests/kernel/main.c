@@ -144,7 +144,7 @@ static void job_check_trace(void)
 			if (replay.done != demand.peak_call)
 				continue;
 			kprintf("at the peak, call %lu of %lu: %zu KiB asked, %zu KiB in page frames\n",
-				(unsigned long)replay.done, (unsigned long)replay.calls,
+				(unsigned long)replay.done, (unsigned long)replay.reader.calls,
 				demand.peak_bytes / 1024, source_frames() * FRAME_BYTES / 1024);
 			kslab_print(kprint_putc, NULL);
 			EXPECT(kslab_check(NULL));
@@ -166,8 +166,8 @@ static void replay_timed(void)
 		ms = (machine_cycles() - start) / arch_cycles_per_ms();
 		ms += ms == 0;
 		kprintf("%-12s %8lu calls %6lu ms %8lu calls/ms\n", trace->name,
-			(unsigned long)replay.calls, (unsigned long)ms,
-			(unsigned long)(replay.calls / ms));
+			(unsigned long)replay.reader.calls, (unsigned long)ms,
+			(unsigned long)(replay.reader.calls / ms));
 	}
 }
 
@@ -195,7 +195,7 @@ static void job_single_frames(void)
 			;
 		kprintf("%s: %lu allocations failed for want of longer runs\n", trace->name,
 			(unsigned long)replay.failures);
-		EXPECT(replay.failures < replay.calls / 10);
+		EXPECT(replay.failures < replay.reader.calls / 10);
 		replay_close(&replay);
 	}
 	source_end();

@@ -14,14 +14,6 @@
 #include "libk.h"
 #include "verdict.h"
 
-enum op { OP_MALLOC, OP_FREE, OP_REALLOC, OP_SPECIAL };
-
-struct call {
-	enum op op;
-	size_t slot, size;
-	unsigned align_shift; /* OP_SPECIAL; 0: zeroed */
-};
-
 /* ---- pattern -------------------------------------------------------------------------------- */
 
 #define SEED_FACTOR 0x9e3779b97f4a7c15u
@@ -109,70 +101,44 @@ static void check_align(const struct object *object, size_t align, const char *w
 		      object->size, align);
 }
 
-/* ---- decoding ------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------- */
 
-static uint64_t read_varint(struct replay *replay)
+static bool rewind(struct replay *replay)
 {
-	uint64_t value = 0;
+	const struct trace *trace = replay->trace;
 
-	for (unsigned shift = 0; shift < 64 && replay->at < replay->trace->end; shift += 7) {
-		uint8_t byte = *replay->at++;
-
-		value |= (uint64_t)(byte & 0x7f) << shift;
-		if (!(byte & 0x80))
-			break;
-	}
-	return value;
-}
-
-static void rewind(struct replay *replay)
-{
-	replay->at = replay->trace->begin + 8;
-	replay->calls = read_varint(replay);
-	replay->slots = (size_t)read_varint(replay);
 	replay->done = 0;
+	return trace_open(&replay->reader, trace->begin, (size_t)(trace->end - trace->begin));
 }
 
-static bool read_call(struct replay *replay, struct call *call)
+static bool read_call(struct replay *replay, struct trace_call *call)
 {
-	uint64_t head;
-
-	if (replay->done == replay->calls)
-		return false;
-	replay->done++;
-	head = read_varint(replay);
-	call->op = (enum op)(head & 3);
-	call->size = (size_t)(head >> 2);
-	call->slot = call->size;
-	if (call->op == OP_REALLOC)
-		call->size = (size_t)read_varint(replay);
-	else if (call->op != OP_FREE)
-		call->slot = (size_t)read_varint(replay);
-	call->align_shift = call->op == OP_SPECIAL ? (unsigned)read_varint(replay) : 0;
-	if (call->slot >= replay->slots) {
-		WRONG("trace %s is damaged at call %lu\n", replay->trace->name,
-		      (unsigned long)replay->done);
-		replay->done = replay->calls;
-		return false;
+	if (trace_read(&replay->reader, call)) {
+		replay->done++;
+		return true;
 	}
-	return true;
+	if (replay->reader.wrong != NULL)
+		WRONG("trace %s, call %lu: %s\n", replay->trace->name,
+		      (unsigned long)replay->done + 1, replay->reader.wrong);
+	replay->reader.left = 0;
+	replay->reader.wrong = NULL; /* said once */
+	return false;
 }
 
 bool replay_open(struct replay *replay, const struct trace *trace, unsigned flags, uint64_t seed)
 {
-	static const char magic[8] = { 'K', 'S', 'T', 'R', 'A', 'C', 'E', '1' };
-
 	*replay = (struct replay){ .trace = trace, .flags = flags, .seed = seed };
-	if (trace->end - trace->begin < 10 || memcmp(trace->begin, magic, sizeof(magic)) != 0) {
-		WRONG("trace %s: not a trace\n", trace->name);
+	if (!rewind(replay)) {
+		WRONG("trace %s: %s\n", trace->name, replay->reader.wrong);
 		return false;
 	}
-	rewind(replay);
 	replay->objects_frames =
-		(replay->slots * sizeof(*replay->objects) + FRAME_BYTES - 1) / FRAME_BYTES;
+		((size_t)replay->reader.slots * sizeof(*replay->objects) + FRAME_BYTES - 1) /
+		FRAME_BYTES;
 	replay->objects = frames_alloc(replay->objects_frames);
 	if (replay->objects == NULL) {
-		WRONG("trace %s: no memory for %zu slots\n", trace->name, replay->slots);
+		WRONG("trace %s: no memory for %lu slots\n", trace->name,
+		      (unsigned long)replay->reader.slots);
 		return false;
 	}
 	memset(replay->objects, 0, replay->objects_frames * FRAME_BYTES);
@@ -182,7 +148,7 @@ bool replay_open(struct replay *replay, const struct trace *trace, unsigned flag
 void replay_demand(struct replay *replay, struct replay_demand *demand)
 {
 	size_t bytes = 0, objects = 0;
-	struct call call;
+	struct trace_call call;
 
 	*demand = (struct replay_demand){ 0 };
 	while (read_call(replay, &call)) {
@@ -191,8 +157,8 @@ void replay_demand(struct replay *replay, struct replay_demand *demand)
 		/* seed 1: live */
 		bytes -= object->size;
 		objects -= (size_t)object->seed;
-		object->size = call.op == OP_FREE ? 0 : call.size;
-		object->seed = call.op != OP_FREE;
+		object->size = call.op == TRACE_FREE ? 0 : call.size;
+		object->seed = call.op != TRACE_FREE;
 		bytes += object->size;
 		objects += (size_t)object->seed;
 		if (bytes > demand->peak_bytes) {
@@ -202,7 +168,7 @@ void replay_demand(struct replay *replay, struct replay_demand *demand)
 		if (objects > demand->peak_objects)
 			demand->peak_objects = objects;
 	}
-	memset(replay->objects, 0, replay->slots * sizeof(*replay->objects));
+	memset(replay->objects, 0, replay->reader.slots * sizeof(*replay->objects));
 	rewind(replay);
 }
 
@@ -228,13 +194,13 @@ static void release(struct replay *replay, struct object *object)
 	object->mem = NULL;
 }
 
-static void allocate(struct replay *replay, const struct call *call, struct object *object)
+static void allocate(struct replay *replay, const struct trace_call *call, struct object *object)
 {
 	size_t align = (size_t)1 << call->align_shift;
 
 	if (object->mem != NULL)
-		WRONG("trace %s: slot %zu used twice\n", replay->trace->name, call->slot);
-	if (call->op == OP_MALLOC || call->op == OP_REALLOC)
+		WRONG("trace %s: slot %u used twice\n", replay->trace->name, (unsigned)call->slot);
+	if (call->op == TRACE_MALLOC || call->op == TRACE_REALLOC)
 		object->mem = kslab_malloc(call->size);
 	else if (call->align_shift == 0)
 		object->mem = kslab_calloc(1, call->size);
@@ -248,13 +214,13 @@ static void allocate(struct replay *replay, const struct call *call, struct obje
 	if (!(replay->flags & REPLAY_PATTERN))
 		return;
 	check_align(object, align > 1 ? align : promised_align(call->size), "new");
-	if (call->op == OP_SPECIAL && call->align_shift == 0)
+	if (call->op == TRACE_SPECIAL && call->align_shift == 0)
 		check_zero(object);
 	object->seed = replay->seed++;
 	object_fill(object);
 }
 
-static void reallocate(struct replay *replay, const struct call *call, struct object *object)
+static void reallocate(struct replay *replay, const struct trace_call *call, struct object *object)
 {
 	size_t kept = object->size < call->size ? object->size : call->size;
 	void *mem;
@@ -289,20 +255,20 @@ static void reallocate(struct replay *replay, const struct call *call, struct ob
 bool replay_step(struct replay *replay)
 {
 	struct object *object;
-	struct call call;
+	struct trace_call call;
 
 	if (!read_call(replay, &call))
 		return false;
 	object = &replay->objects[call.slot];
 	switch (call.op) {
-	case OP_MALLOC:
-	case OP_SPECIAL:
+	case TRACE_MALLOC:
+	case TRACE_SPECIAL:
 		allocate(replay, &call, object);
 		break;
-	case OP_FREE:
+	case TRACE_FREE:
 		release(replay, object);
 		break;
-	case OP_REALLOC:
+	case TRACE_REALLOC:
 		reallocate(replay, &call, object);
 		break;
 	}
@@ -311,7 +277,7 @@ bool replay_step(struct replay *replay)
 
 void replay_close(struct replay *replay)
 {
-	for (size_t i = 0; i < replay->slots; i++)
+	for (size_t i = 0; i < replay->reader.slots; i++)
 		release(replay, &replay->objects[i]);
 	frames_free(replay->objects, replay->objects_frames);
 	replay->objects = NULL;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * replay.h - owns the interface to the replayer of recorded traces; tests/host/recorder.c tells the
- * format.
+ * replay.h - owns the interface to the replayer of recorded traces (tests/traces).
  * Runs: one replay on one CPU, thread level; objects may be checked anywhere.
  */
 #ifndef KERNEL_REPLAY_H
@@ -9,6 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "../trace.h"
 
 /* Made by the Makefile out of tests/traces; the last one has a NULL name. */
 struct trace {
@@ -33,10 +34,9 @@ void object_check(const struct object *object, const char *when);
 
 struct replay {
 	const struct trace *trace;
-	const uint8_t *at;
-	uint64_t calls, done; /* in the trace; replayed */
+	struct trace_reader reader;
+	uint64_t done; /* calls that were replayed */
 	uint64_t failures; /* allocations that returned NULL */
-	size_t slots;
 	struct object *objects; /* by slot; frames of the kernel's own */
 	size_t objects_frames;
 	unsigned flags;
