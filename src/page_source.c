@@ -18,16 +18,30 @@
 
 /* ---- lock ------------------------------------------------------------------------------------ */
 
+/*
+ * Take the lock, or see it taken: by whom an NMI has interrupted. On the only CPU by whom anybody
+ * has; there, what fails while `serving` goes on was an interrupt that is over.
+ */
+static bool try_lock(struct kslab_lock *lock)
+{
+	for (;;) {
+		/* Pairs with the unlock's release store. */
+		uint32_t serving = KSLAB_LOAD_ACQUIRE(&lock->serving), next = serving;
+
+		if (KSLAB_CAS_ACQ_REL(&lock->next, &next, serving + 1))
+			return true;
+		if (KSLAB_CFG_CPUS > 1 || KSLAB_LOAD_RELAXED(&lock->serving) == serving)
+			return false;
+	}
+}
+
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
 {
 	struct kslab_lock *lock = &heap->lock;
 
 	state->irq = KSLAB_PORT_IRQ_SAVE();
-	if (KSLAB_PORT_IN_NMI()) {
-		uint32_t serving = KSLAB_LOAD_ACQUIRE(&lock->serving);
-
-		/* Pairs with the unlock's release store. */
-		if (!KSLAB_CAS_ACQ_REL(&lock->next, &serving, serving + 1)) {
+	if (KSLAB_CFG_CPUS == 1 || KSLAB_PORT_IN_NMI()) {
+		if (!try_lock(lock)) {
 			KSLAB_PORT_IRQ_RESTORE(state->irq);
 			return false;
 		}

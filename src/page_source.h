@@ -11,8 +11,9 @@
 #include "compiler.h"
 
 /*
- * The heap lock: fair, with interrupts saved. In an NMI it is only tried.
- * Return of kslab_heap_lock: false: NMI and taken; nothing is held then.
+ * The heap lock: fair, with interrupts saved. Where it can't be waited for, in an NMI or on the only
+ * CPU, it is only tried.
+ * Return of kslab_heap_lock: false: it is taken, by whom we have interrupted; nothing is held then.
  */
 struct kslab_lock_state {
 	uintptr_t irq;
