@@ -20,6 +20,16 @@ struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_re
 	return own != NULL ? &own->sc : NULL;
 }
 
+/* Out of the zone; what there is to give back goes, if the request allows it. */
+static void leave(struct kslab_heap *heap, struct kslab_zone *zone,
+		  const struct kslab_request *request)
+{
+	if (kslab_heap_may_give(heap, request->flags))
+		kslab_heap_leave(heap, zone, request->caller);
+	else
+		kslab_zone_leave_reporting(heap, zone, request->caller);
+}
+
 /* Put a fresh page into whatever zone this CPU has now, and take its first object. */
 static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request *request,
 			     struct kslab_page *page)
@@ -45,7 +55,7 @@ static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request
 	object = kslab_sc_pop(sc);
 	if (object == NULL)
 		object = kslab_sc_next(&zone->owner, sc);
-	kslab_heap_leave(heap, zone, request->caller);
+	leave(heap, zone, request);
 	return object;
 }
 
@@ -93,7 +103,7 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 						       ? request->cache->min_run
 						       : heap->min_run[request->cls] };
 	enum kslab_reason reason = KSLAB_OK;
-	bool asks = true;
+	bool gives = kslab_heap_may_give(heap, request->flags), asks = true;
 
 	for (;;) {
 		struct kslab_zone *zone;
@@ -110,7 +120,7 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 		pages_so_far = sc->pages;
 		has_more = kslab_sc_has_more(&zone->owner, sc);
 		if (object != NULL) {
-			kslab_heap_leave(heap, zone, request->caller);
+			leave(heap, zone, request);
 			return object;
 		}
 		/* What there is to give back goes when the page is in: a call does that once. */
@@ -127,10 +137,10 @@ void *kslab_heap_alloc_slow(struct kslab_heap *heap, const struct kslab_request 
 			}
 		}
 		/* The source has failed: what lies idle, the rest of the mail, what can be found. */
-		asks = kslab_heap_take_back(heap, relief.want);
+		asks = gives && kslab_heap_take_back(heap, relief.want);
 		if (asks || has_more)
 			continue;
-		if (relief.is_done)
+		if (!gives || relief.is_done)
 			return kslab_heap_fail(heap, reason);
 		asks = kslab_heap_relieve(heap, &relief);
 	}

@@ -165,6 +165,12 @@ unsigned kslab_heap_class(const struct kslab_heap *heap, size_t n, size_t align)
 /* The same without regard to debugging. */
 unsigned kslab_heap_plain_class(const struct kslab_heap *heap, size_t n, size_t align);
 
+/* Pages may go back on the way of such a request: nobody is called who should not be. */
+KSLAB_INLINE bool kslab_heap_may_give(const struct kslab_heap *heap, unsigned flags)
+{
+	return !(flags & KSLAB_NOWAIT) || (heap->free_pages == NULL && heap->purge == NULL);
+}
+
 struct kslab_sc *kslab_request_sc(struct kslab_zone *zone, const struct kslab_request *request);
 /*
  * The class of a request in a zone of this CPU, entered and pinned; made if it was not there. NULL:

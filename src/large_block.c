@@ -271,8 +271,9 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 	}
 	relief.want = pages;
 	reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
-	while (reason != KSLAB_OK && (kslab_heap_take_back(heap, pages) ||
-				      (!relief.is_done && kslab_heap_relieve(heap, &relief))))
+	while (reason != KSLAB_OK && kslab_heap_may_give(heap, flags) &&
+	       (kslab_heap_take_back(heap, pages) ||
+		(!relief.is_done && kslab_heap_relieve(heap, &relief))))
 		reason = kslab_source_alloc(heap, pages, align_pages, flags, &run);
 	if (reason == KSLAB_NO_PAGES && align_pages > 1)
 		reason = kslab_source_alloc(heap, pages + align_pages - 1, 1, flags, &run);

@@ -311,22 +311,19 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
-	if (is_over_quota(heap, pages)) {
+	if (is_over_quota(heap, pages))
 		reason = KSLAB_QUOTA;
-	} else {
-		for (unsigned i = 0; i < heap->regions && reason != KSLAB_OK; i++) {
-			run->address = kslab_region_alloc(&heap->region[i], heap->page_shift, pages,
-							  align_pages, &run->zeroed);
-			if (run->address != 0)
-				reason = KSLAB_OK;
-		}
-		if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 &&
-		    take_emergency(heap, run))
+	for (unsigned i = 0; i < heap->regions && reason == KSLAB_NO_PAGES; i++) {
+		run->address = kslab_region_alloc(&heap->region[i], heap->page_shift, pages,
+						  align_pages, &run->zeroed);
+		if (run->address != 0)
 			reason = KSLAB_OK;
-		if (reason == KSLAB_OK) {
-			run->pages = pages;
-			count_pages(heap, pages);
-		}
+	}
+	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 && take_emergency(heap, run))
+		reason = KSLAB_OK;
+	if (reason == KSLAB_OK) {
+		run->pages = pages;
+		count_pages(heap, pages);
 	}
 	kslab_heap_unlock(heap, &state);
 	return reason;
@@ -336,18 +333,15 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 static enum kslab_reason raw_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				   unsigned flags, struct kslab_run *run)
 {
-	enum kslab_reason reason;
+	enum kslab_reason reason = KSLAB_NO_PAGES;
 
 	if (kslab_inject_run(heap, flags & KSLAB_RESERVE))
 		return KSLAB_INJECTED;
-	if (KSLAB_LOAD_RELAXED(&heap->regions) != 0 || heap->max_pages != 0) {
-		/* The emergency pages come last: first without them. */
+	/* The emergency pages come last: first without them. */
+	if (KSLAB_LOAD_RELAXED(&heap->regions) != 0 || heap->max_pages != 0)
 		reason = from_regions(heap, pages, align_pages, flags & ~KSLAB_RESERVE, run);
-		if (reason != KSLAB_NO_PAGES)
-			return reason;
-	}
-	reason = flags & KSLAB_NOWAIT ? KSLAB_NO_PAGES
-				      : from_callback(heap, pages, align_pages, run);
+	if (reason == KSLAB_NO_PAGES && !(flags & KSLAB_NOWAIT))
+		reason = from_callback(heap, pages, align_pages, run);
 	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE))
 		reason = from_regions(heap, pages, align_pages, flags, run);
 	return reason;

@@ -990,6 +990,60 @@ static void test_nowait_does_not_call_the_source(void **state)
 	testing_end(&t);
 }
 
+/* Under the lock of the frame allocator itself, say: pages wait until a call that may give them. */
+static void test_nowait_does_not_give_pages_to_the_source(void **state)
+{
+	void *objects[256];
+	size_t calls;
+
+	(void)state;
+	testing_begin(&t, &frames);
+	for (size_t i = 0; i < TESTING_COUNT(objects); i++)
+		objects[i] = kslab_heap_malloc(&t.heap, i % 2 != 0 ? 1000 : 3000);
+	kslab_heap_free_bulk(&t.heap, TESTING_COUNT(objects), objects);
+	testing_step(&t);
+	calls = t.source.free_calls;
+	/* Nothing to be had, however much lies idle. */
+	assert_null(kslab_heap_alloc(&t.heap, 96, 1, KSLAB_NOWAIT));
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_NO_PAGES);
+	assert_null(kslab_heap_alloc(&t.heap, 100000, 1, KSLAB_NOWAIT));
+	/* Too much lies idle: others give it back. */
+	kslab_heap_set_retention(&t.heap, KSLAB_RETAIN_NONE);
+	for (size_t i = 0; i < 64; i++) {
+		objects[i] = kslab_heap_alloc(&t.heap, 1000, 1, KSLAB_NOWAIT);
+		assert_non_null(objects[i]);
+	}
+	assert_int_equal(t.source.free_calls, calls);
+	testing_step(&t);
+	kslab_heap_free_bulk(&t.heap, 64, objects);
+	assert_true(t.source.free_calls > calls);
+	testing_end(&t);
+}
+
+/* Where giving back calls nobody, as into a region, nothing speaks against it. */
+static void test_nowait_finds_what_lies_idle_in_regions(void **state)
+{
+	enum { PAGES = 64 };
+	static const struct kslab_config config = { .max_page_bytes = 4096 };
+	static unsigned char memory[PAGES * 4096] __attribute__((aligned(4096)));
+	static struct kslab_heap heap;
+	void *objects[PAGES], *large;
+	size_t got = 0;
+
+	(void)state;
+	memset(&heap, 0, sizeof(heap));
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&heap, memory, sizeof(memory)), KSLAB_OK);
+	while (got < PAGES && (objects[got] = kslab_heap_malloc(&heap, 4096)) != NULL)
+		got++;
+	kslab_heap_free_bulk(&heap, got, objects);
+	large = kslab_heap_alloc(&heap, 8 * 4096, 1, KSLAB_NOWAIT);
+	assert_non_null(large);
+	kslab_heap_free(&heap, large);
+	assert_true(kslab_heap_check(&heap, NULL));
+	assert_int_equal(kslab_heap_fini(&heap), KSLAB_OK);
+}
+
 static void test_unknown_flags_are_refused(void **state)
 {
 	(void)state;
@@ -1041,6 +1095,34 @@ static void test_emergency_pages_serve_reserve_requests_only(void **state)
 		kslab_heap_free_bulk(&t.heap, got, normal);
 		testing_end(&t);
 	}
+}
+
+/* They were counted when they were set aside. */
+static void test_emergency_pages_are_there_when_the_quota_is_used_up(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = 4096,
+					     .max_pages = 24,
+					     .emergency_pages = 4 };
+	void *objects[32], *special[8];
+	size_t got = 0, gained = 0;
+	struct kslab_stats stats;
+
+	(void)state;
+	testing_begin(&t, &config);
+	while (got < 32 && (objects[got] = kslab_heap_malloc(&t.heap, 4096)) != NULL)
+		got++;
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_QUOTA);
+	while (gained < 8 &&
+	       (special[gained] = kslab_heap_alloc(&t.heap, 4096, 1, KSLAB_RESERVE)) != NULL)
+		gained++;
+	assert_int_equal(gained, 4);
+	assert_int_equal(kslab_heap_last_error(&t.heap), KSLAB_QUOTA);
+	kslab_heap_stats(&t.heap, &stats);
+	assert_true(stats.pages_in_use <= config.max_pages);
+	testing_step(&t);
+	kslab_heap_free_bulk(&t.heap, gained, special);
+	kslab_heap_free_bulk(&t.heap, got, objects);
+	testing_end(&t);
 }
 
 static void test_the_last_error_stays_until_the_next_failure(void **state)
@@ -1197,8 +1279,11 @@ int main(void)
 		cmocka_unit_test(test_after_a_reserve_allocations_need_no_page_source),
 		cmocka_unit_test(test_a_reserve_beyond_memory_is_refused_with_a_reason),
 		cmocka_unit_test(test_nowait_does_not_call_the_source),
+		cmocka_unit_test(test_nowait_does_not_give_pages_to_the_source),
+		cmocka_unit_test(test_nowait_finds_what_lies_idle_in_regions),
 		cmocka_unit_test(test_unknown_flags_are_refused),
 		cmocka_unit_test(test_emergency_pages_serve_reserve_requests_only),
+		cmocka_unit_test(test_emergency_pages_are_there_when_the_quota_is_used_up),
 		cmocka_unit_test(test_the_last_error_stays_until_the_next_failure),
 		cmocka_unit_test(test_every_fault_and_reason_has_a_name_of_its_own),
 		cmocka_unit_test(test_sized_free_takes_every_size_that_leads_to_the_class),
