@@ -90,8 +90,10 @@ struct kslab_zone *kslab_heap_pin_level(struct kslab_heap *heap, unsigned level)
 KSLAB_INLINE bool kslab_zone_has_surplus(const struct kslab_heap *heap,
 					 const struct kslab_zone *zone)
 {
-	return zone->owner.empty_run >
-		       KSLAB_LOAD_RELAXED(&heap->retain_run) + zone->owner.reserve_run ||
+	size_t retain = KSLAB_LOAD_RELAXED(&heap->retain_run);
+
+	return zone->owner.empty_run > retain + zone->owner.reserve_run ||
+	       zone->spare_run > retain ||
 	       zone->reclaim_epoch != KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
 }
 

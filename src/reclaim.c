@@ -711,9 +711,12 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes)
 {
-	KSLAB_STORE_RELAXED(&heap->retain_run,
-			    bytes == KSLAB_RETAIN_NONE ? 0 : bytes >> heap->page_shift);
-	KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
+	size_t run = bytes == KSLAB_RETAIN_NONE ? 0 : bytes >> heap->page_shift;
+
+	KSLAB_STORE_RELAXED(&heap->retain_run, run);
+	/* Nothing at all: what is empty and not filed so goes, too, and what was reserved. */
+	if (run == 0)
+		KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
 }
 
 /* Free slots of a class, counted up to `enough`. */

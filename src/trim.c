@@ -171,11 +171,14 @@ static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zon
 {
 	struct kslab_owner *owner = &zone->owner;
 	uint32_t epoch = KSLAB_LOAD_RELAXED(&heap->reclaim_epoch);
+	size_t retain = KSLAB_LOAD_RELAXED(&heap->retain_run);
 	struct kslab_page *page = NULL;
 
 	if (zone->reclaim_epoch != epoch)
 		return take_requested(heap, zone, epoch, trimming);
-	if (owner->empty_run <= KSLAB_LOAD_RELAXED(&heap->retain_run) + owner->reserve_run)
+	if (zone->spare_run > retain && (page = kslab_zone_take_spare(zone)) != NULL)
+		return page;
+	if (owner->empty_run <= retain + owner->reserve_run)
 		return NULL;
 	/*
 	 * The last one from the class that had a page become empty: as much goes as came, however

@@ -676,6 +676,47 @@ static void test_set_retention_takes_effect_on_what_is_kept_already(void **state
 	testing_end(&t);
 }
 
+static size_t idle_pages(void)
+{
+	kslab_heap_idle(&t.heap);
+	testing_step(&t);
+	return t.source.pages_out - t.heap.meta.pages;
+}
+
+static void test_a_new_retention_takes_no_more_than_what_is_above_it(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = 4096, .retain_bytes = 64 * 4096 };
+	void *objects[64], *large[4];
+	size_t calls;
+
+	(void)state;
+	testing_begin(&t, &config);
+	for (size_t i = 0; i < 64; i++)
+		objects[i] = kslab_heap_malloc(&t.heap, 2048);
+	for (size_t i = 0; i < TESTING_COUNT(large); i++)
+		large[i] = kslab_heap_malloc(&t.heap, 5 * 4096);
+	kslab_heap_free_bulk(&t.heap, 64, objects);
+	kslab_heap_free_bulk(&t.heap, TESTING_COUNT(large), large);
+	assert_in_range(idle_pages(), 31 + 20, 32 + 20);
+	kslab_heap_set_retention(&t.heap, 256 * 4096);
+	assert_in_range(idle_pages(), 31 + 20, 32 + 20);
+	/* Each sort by itself: empty object pages, and blocks. */
+	kslab_heap_set_retention(&t.heap, 12 * 4096);
+	assert_in_range(idle_pages(), 12 + 10, 13 + 10);
+	/* What was reserved stays besides. */
+	assert_true(kslab_heap_reserve(&t.heap, 1024, 400));
+	kslab_heap_set_retention(&t.heap, 4 * 4096);
+	idle_pages();
+	calls = t.source.alloc_calls;
+	for (size_t i = 0; i < 64; i++)
+		assert_non_null(objects[i] = kslab_heap_malloc(&t.heap, 1024));
+	assert_int_equal(t.source.alloc_calls, calls);
+	kslab_heap_free_bulk(&t.heap, 64, objects);
+	kslab_heap_set_retention(&t.heap, 0);
+	assert_int_equal(idle_pages(), 0);
+	testing_end(&t);
+}
+
 static void test_fini_refuses_while_objects_live_and_changes_nothing(void **state)
 {
 	const struct kslab_config config = { 0 };
@@ -1430,6 +1471,7 @@ int main(void)
 		cmocka_unit_test(test_retention_bounds_the_empty_pages_a_cpu_keeps),
 		cmocka_unit_test(test_reclaim_gives_back_what_it_says_and_not_much_more_than_asked),
 		cmocka_unit_test(test_set_retention_takes_effect_on_what_is_kept_already),
+		cmocka_unit_test(test_a_new_retention_takes_no_more_than_what_is_above_it),
 		cmocka_unit_test(test_fini_refuses_while_objects_live_and_changes_nothing),
 		cmocka_unit_test(test_a_fault_at_every_single_call_of_the_source_is_survived),
 		cmocka_unit_test(test_memory_out_from_every_call_on_is_survived),
