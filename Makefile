@@ -132,7 +132,7 @@ install: lib ## archive, headers and kslab.pc to DESTDIR/PREFIX
 # target-compiler pairs. Each is built with the default configuration and with everything turned on.
 FREESTANDING ?= x86_64-gcc i386-gcc aarch64-gcc riscv64-gcc riscv32-gcc \
 	x86_64-clang i386-clang aarch64-clang riscv64-clang riscv32-clang arm-clang
-freestanding_full := -DKSLAB_CFG_CPUS=4 -DKSLAB_CFG_DEBUG=2 -DKSLAB_CFG_ASSERT=1
+freestanding_full := -DKSLAB_CFG_CPUS=4 -DKSLAB_CFG_DEBUG=2
 freestanding_checks := $(FREESTANDING:%=check-%) $(FREESTANDING:%=check-full-%) check-headers
 
 freestanding: need-freestanding ## all targets, gcc and clang: build, check symbols and headers

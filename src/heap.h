@@ -14,6 +14,10 @@
 #include "sc_allocator.h"
 #include "size_class.h"
 
+/* What kslab_config.page_bytes = 0 means. */
+#define KSLAB_PAGE_BYTES_DEFAULT                                                                   \
+	((size_t)1 << (KSLAB_CFG_GRAIN_SHIFT > 12 ? KSLAB_CFG_GRAIN_SHIFT : 12))
+
 /* A cache's objects of one zone; zone->sc has no place for it. */
 struct kslab_cache_zone {
 	struct kslab_sc sc;

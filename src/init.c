@@ -7,7 +7,6 @@
 #include "page_list.h"
 #include "region.h"
 
-#define DEFAULT_PAGE_BYTES 4096u
 #define DEFAULT_MAX_PAGE_BYTES 65536u /* 16 KiB is 2 % slower on mixed loads, 4 KiB 50 % */
 #define DEFAULT_MIN_ALIGN                                                                          \
 	8u /* as in Linux: a type aligned to 16 has a size that leads to a slot aligned to 16 */
@@ -100,6 +99,7 @@ static bool is_valid_config(const struct kslab_config *config, size_t page_bytes
 	       max_page_bytes >> kslab_log2(page_bytes) <= 32768 &&
 	       max_page_bytes <= (size_t)1 << 30 && (min_align == 8 || min_align == 16) &&
 	       (config->alloc_pages == NULL) == (config->free_pages == NULL) &&
+	       (config->emergency_pages == 0 || config->alloc_pages != NULL) &&
 	       config->debug_level <= 2 &&
 	       (config->debug_flags & ~(KSLAB_DEBUG_ZERO_ON_FREE | KSLAB_DEBUG_ZERO_ON_ALLOC)) ==
 		       0 &&
@@ -166,7 +166,7 @@ static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 		}
 		if (!kslab_source_set_aside(heap, page))
 			return KSLAB_NO_PAGES; /* twice the same: it goes back once */
-		heap->pages_in_use++;
+		heap->pages_peak = ++heap->pages_in_use;
 	}
 	return KSLAB_OK;
 }
@@ -203,9 +203,14 @@ static void take_config(struct kslab_heap *heap, const struct kslab_config *conf
 	heap->flat_map_bytes = config->flat_map_bytes;
 }
 
-enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config)
+bool kslab_is_layout(size_t layout)
 {
-	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : DEFAULT_PAGE_BYTES;
+	return layout == KSLAB_LAYOUT;
+}
+
+enum kslab_reason(kslab_heap_init)(struct kslab_heap *heap, const struct kslab_config *config)
+{
+	size_t page_bytes = config->page_bytes != 0 ? config->page_bytes : KSLAB_PAGE_BYTES_DEFAULT;
 	size_t max_page_bytes =
 		config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
 	size_t min_align = config->min_align != 0 ? config->min_align : DEFAULT_MIN_ALIGN;
@@ -316,7 +321,7 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 	return add_region(heap, mem, bytes, KSLAB_CALLER());
 }
 
-enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes)
+enum kslab_reason(kslab_heap_init_region)(struct kslab_heap *heap, void *mem, size_t bytes)
 {
 	const struct kslab_config config = { 0 };
 	enum kslab_reason reason = kslab_heap_init(heap, &config);

@@ -635,12 +635,12 @@ void kslab_set_retention(size_t bytes)
 	kslab_heap_set_retention(DEFAULT, bytes);
 }
 
-enum kslab_reason kslab_init(const struct kslab_config *config)
+enum kslab_reason(kslab_init)(const struct kslab_config *config)
 {
 	return kslab_heap_init(DEFAULT, config);
 }
 
-enum kslab_reason kslab_init_region(void *mem, size_t bytes)
+enum kslab_reason(kslab_init_region)(void *mem, size_t bytes)
 {
 	return kslab_heap_init_region(DEFAULT, mem, bytes);
 }

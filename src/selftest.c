@@ -423,7 +423,7 @@ bool kslab_selftest_port(const struct kslab_config *config, void *mem, size_t by
 	struct testing_port port = { config, { NULL, NULL, NULL, 0, false }, 0 };
 	bool passed;
 
-	port.page_bytes = config->page_bytes != 0 ? config->page_bytes : 4096;
+	port.page_bytes = config->page_bytes != 0 ? config->page_bytes : KSLAB_PAGE_BYTES_DEFAULT;
 	if (!kslab_is_power_of_two(port.page_bytes) ||
 	    port.page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
 		passed = fail(&port.out, "page_bytes", "is no power of two, or below the grain",

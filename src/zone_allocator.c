@@ -40,6 +40,9 @@ enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone,
 	    (large_page_bytes != 0 &&
 	     (!kslab_is_power_of_two(large_page_bytes) || large_page_bytes <= base_page_bytes)))
 		return KSLAB_INVALID_LAYOUT;
+	if (large_page_bytes != 0 && /* too long for any class? */
+	    kslab_sc_init(&zone->sc[0], 8, large_page_bytes) != KSLAB_ALLOCATION_OK)
+		return KSLAB_INVALID_LAYOUT;
 	zone->base_classes = init_classes(zone, 0, base_page_bytes, large_page_bytes != 0);
 	zone->classes = zone->base_classes;
 	if (large_page_bytes != 0)

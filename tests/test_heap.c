@@ -1007,6 +1007,15 @@ static void test_object_pages_grow_with_use_up_to_the_limit(void **state)
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
+static void test_emergency_pages_need_a_source_at_once(void **state)
+{
+	static struct kslab_heap heap;
+	const struct kslab_config config = { .emergency_pages = 1 };
+
+	(void)state;
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_BAD_ARGUMENT);
+}
+
 static void test_impossible_configurations_are_refused_before_the_source_is_asked(void **state)
 {
 	static const struct kslab_config bad[] = {
@@ -1480,6 +1489,7 @@ int main(void)
 		cmocka_unit_test(test_what_lies_idle_is_taken_back_before_an_allocation_fails),
 		cmocka_unit_test(test_a_class_used_once_costs_its_shortest_page),
 		cmocka_unit_test(test_object_pages_grow_with_use_up_to_the_limit),
+		cmocka_unit_test(test_emergency_pages_need_a_source_at_once),
 		cmocka_unit_test(
 			test_impossible_configurations_are_refused_before_the_source_is_asked),
 		cmocka_unit_test(test_init_fails_cleanly_where_emergency_pages_are_not_to_be_had),

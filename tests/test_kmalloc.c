@@ -1185,6 +1185,28 @@ static void test_sized_free_takes_every_size_that_leads_to_the_class(void **stat
 
 /* ---- the names for kernels, on the default heap ---------------------------------------------- */
 
+/* As a kernel would that includes the headers with a knob that the library does not know of. */
+static void test_a_caller_compiled_with_another_configuration_is_refused(void **state)
+{
+	static struct kslab_heap heap;
+	static unsigned char memory[16 * 4096] __attribute__((aligned(4096)));
+	const struct kslab_config config = { .page_bytes = 4096 };
+
+	(void)state;
+#pragma push_macro("KSLAB_CFG_LEVELS")
+#undef KSLAB_CFG_LEVELS
+#define KSLAB_CFG_LEVELS 7
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_BAD_ARGUMENT);
+	assert_int_equal(kslab_heap_init_region(&heap, memory, sizeof(memory)), KSLAB_BAD_ARGUMENT);
+	assert_int_equal(kslab_init(&config), KSLAB_BAD_ARGUMENT);
+	assert_int_equal(kslab_init_region(memory, sizeof(memory)), KSLAB_BAD_ARGUMENT);
+#pragma pop_macro("KSLAB_CFG_LEVELS")
+	for (size_t i = 0; i < sizeof(heap); i++)
+		assert_int_equal(((unsigned char *)&heap)[i], 0);
+	assert_int_equal(kslab_heap_init_region(&heap, memory, sizeof(memory)), KSLAB_OK);
+	assert_int_equal(kslab_heap_fini(&heap), KSLAB_OK);
+}
+
 static void test_the_kmalloc_names_work_on_the_default_heap(void **state)
 {
 	struct kslab_config config = { 0 };
@@ -1193,6 +1215,7 @@ static void test_the_kmalloc_names_work_on_the_default_heap(void **state)
 	unsigned char *object;
 	void *bulk[10];
 	struct kslab_stats stats;
+	const char *text;
 
 	(void)state;
 	fake_source_init(&source, 4096, 1024, true);
@@ -1204,6 +1227,8 @@ static void test_the_kmalloc_names_work_on_the_default_heap(void **state)
 	assert_null(kslab_malloc(10)); /* not yet */
 	assert_int_equal(kslab_last_error(), KSLAB_NOT_INITIALISED);
 	assert_int_equal(kslab_init(&config), KSLAB_OK);
+	text = kmalloc(100);
+	kfree(text); /* whatever it points to */
 	object = kmalloc(100);
 	assert_true(ksize(object) >= 100);
 	object = krealloc(object, 1000);
@@ -1287,6 +1312,7 @@ int main(void)
 		cmocka_unit_test(test_the_last_error_stays_until_the_next_failure),
 		cmocka_unit_test(test_every_fault_and_reason_has_a_name_of_its_own),
 		cmocka_unit_test(test_sized_free_takes_every_size_that_leads_to_the_class),
+		cmocka_unit_test(test_a_caller_compiled_with_another_configuration_is_refused),
 		cmocka_unit_test(test_the_kmalloc_names_work_on_the_default_heap),
 	};
 

@@ -158,9 +158,12 @@ static void an_interrupt_never_waits_for_whom_it_has_interrupted(void **state)
 		const char *name;
 		void (*op)(void);
 	} ops[] = {
-		{ "malloc", op_malloc },	   { "malloc large", op_malloc_large },
-		{ "free", op_free },		   { "free large", op_free_large },
-		{ "realloc large", op_realloc }, { "reclaim", op_reclaim },
+		{ "malloc", op_malloc },
+		{ "malloc large", op_malloc_large },
+		{ "free", op_free },
+		{ "free large", op_free_large },
+		{ "realloc large", op_realloc },
+		{ "reclaim", op_reclaim },
 		{ "malloc in vain", op_exhaust },
 	};
 

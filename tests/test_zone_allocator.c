@@ -212,8 +212,9 @@ static void test_impossible_zones_are_refused_and_answer_to_every_call(void **st
 {
 	static const struct {
 		size_t base, large;
-	} bad[] = { { 0, 0 },	   { 256, 0 },	    { 3000, 0 },     { 4096, 4096 },
-		    { 4096, 512 }, { 4096, 10000 }, { SIZE_MAX, 0 }, { 0, 4096 } };
+	} bad[] = { { 0, 0 },	     { 256, 0 },    { 3000, 0 },
+		    { 4096, 4096 },  { 4096, 512 }, { 4096, 10000 },
+		    { SIZE_MAX, 0 }, { 0, 4096 },   { 4096, (size_t)64 << 20 } };
 	const struct kslab_layout layout = { 64, 8 };
 
 	(void)state;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * kslab/config.h - owns every compile-time knob: its default, its price, its range.
  * Rank: 0.  Define a knob on the command line or in the header named by KSLAB_CFG_HEADER.
- * A library and everything that includes its headers must agree on all of them; kslab_init() checks
- * it.
+ * A library and everything that includes its headers must agree on all of them: kslab_init refuses
+ * what was compiled with others that change a structure.
  */
 #ifndef KSLAB_CONFIG_H
 #define KSLAB_CONFIG_H
@@ -11,7 +11,7 @@
 #include KSLAB_CFG_HEADER
 #endif
 
-/* A kernel that lacks the four freestanding headers names a replacement. */
+/* A kernel that lacks these freestanding headers names a replacement. */
 #ifdef KSLAB_CFG_TYPES_HEADER
 #include KSLAB_CFG_TYPES_HEADER
 #else
@@ -38,20 +38,18 @@
 #define KSLAB_CFG_DEBUG 0
 #endif
 
-/* Internal O(1) assertions; they call the report hook with CORRUPT_METADATA. Price: 5-10 %. */
-#ifndef KSLAB_CFG_ASSERT
-#define KSLAB_CFG_ASSERT 0
-#endif
-
-/* log2 of the smallest base page a heap can use: the grain of the page map. */
+/*
+ * log2 of the smallest base page a heap can use: the grain of the page map. Below 12, zones and tables
+ * need runs of a few pages from the source even where objects do not.
+ */
 #ifndef KSLAB_CFG_GRAIN_SHIFT
 #define KSLAB_CFG_GRAIN_SHIFT 12
 #endif
 
 /*
  * The address window a heap can manage is 2^LEAF_SHIFT * TOP_ENTRIES bytes. A leaf costs a pointer
- * per grain (a page of pointers per 2^LEAF_SHIFT bytes in use); the top table lies in struct
- * kslab_heap. Default: 8 GiB with 32 KiB of top table on 64-bit machines, all 4 GiB with 4 KiB on
+ * per grain (a page of pointers per 2^LEAF_SHIFT bytes in use; one above a page needs a run of pages
+ * from the source); the top table lies in struct kslab_heap. Default: 8 GiB with 32 KiB of top table on 64-bit machines, all 4 GiB with 4 KiB on
  * 32-bit ones.
  */
 #ifndef KSLAB_CFG_LEAF_SHIFT
@@ -72,7 +70,8 @@
 /*
  * 1: the leaves of the page map lie side by side in memory that kslab_config.flat_map gives, which
  * saves each free one of two dependent loads. Price: address space for a pointer per grain of the
- * window (1/512 of it), of which only what is used has to be backed by memory.
+ * window (1/512 of it), of which only what is used has to be backed by memory; kslab_init_region, which
+ * has none to give, answers BAD_ARGUMENT.
  */
 #ifndef KSLAB_CFG_FLAT_MAP
 #define KSLAB_CFG_FLAT_MAP 0
@@ -91,9 +90,6 @@
 #endif
 #if KSLAB_CFG_DEBUG < 0 || KSLAB_CFG_DEBUG > 2
 #error "KSLAB_CFG_DEBUG: 0 to 2"
-#endif
-#if KSLAB_CFG_ASSERT != 0 && KSLAB_CFG_ASSERT != 1
-#error "KSLAB_CFG_ASSERT: 0 or 1"
 #endif
 #if KSLAB_CFG_GRAIN_SHIFT < 9 || KSLAB_CFG_GRAIN_SHIFT > 20
 #error "KSLAB_CFG_GRAIN_SHIFT: 9 to 20"

@@ -30,7 +30,7 @@ struct kslab_zone_counters {
 	uint64_t mails; /* pages queued by this zone's remote frees */
 	uint64_t pages_made;
 	uint64_t pages_released;
-	uint64_t failures; /* allocations that returned NULL */
+	uint64_t failures; /* calls that failed: NULL, or a refusal */
 };
 
 /* Large blocks that a zone keeps for the next request of the same length. */

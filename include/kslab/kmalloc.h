@@ -36,13 +36,13 @@ static inline void *kmalloc_aligned(size_t n, size_t align)
 {
 	return kslab_aligned_alloc(align, n);
 }
-static inline void kfree(void *p)
+static inline void kfree(const void *p)
 {
-	kslab_free(p);
+	kslab_free((void *)(uintptr_t)p);
 }
-static inline void kfree_sized(void *p, size_t n)
+static inline void kfree_sized(const void *p, size_t n)
 {
-	kslab_free_sized(p, n);
+	kslab_free_sized((void *)(uintptr_t)p, n);
 }
 static inline size_t ksize(const void *p)
 {

@@ -69,8 +69,10 @@ struct kslab_config {
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
 	void *source_ctx;
 
-	size_t page_bytes; /* base page: power of two >= 2^KSLAB_CFG_GRAIN_SHIFT; 0: 4096 */
-	size_t max_page_bytes; /* longest object page: power of two; 0: 64 KiB */
+	/* base page: power of two from 2^KSLAB_CFG_GRAIN_SHIFT to 1 GiB; 0: 4096, or the least one */
+	size_t page_bytes;
+	/* longest object page: power of two up to 1 GiB and 32768 base pages; 0: 64 KiB */
+	size_t max_page_bytes;
 	/*
 	 * 8 or 16: alignment of every object of at least that size; 0: 8. With 8, a type of
 	 * alignment 16 is still aligned, because its size is a multiple of 16; only 16-aligned
@@ -79,10 +81,11 @@ struct kslab_config {
 	size_t min_align;
 	/* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
 	bool packs;
-	/* empty object pages a CPU keeps; 0: 512 KiB; KSLAB_RETAIN_NONE: nothing */
+	/* empty object pages a CPU keeps, and as much again in blocks; 0: 512 KiB; KSLAB_RETAIN_NONE */
 	size_t retain_bytes;
 	size_t max_pages; /* quota of base pages; 0: none */
-	size_t emergency_pages; /* base pages set aside for KSLAB_RESERVE requests */
+	/* base pages set aside for KSLAB_RESERVE requests, from alloc_pages, in kslab_init */
+	size_t emergency_pages;
 	/* in the first address range to manage; 0: found from the first page or region */
 	uintptr_t window_base;
 	/*
@@ -117,11 +120,22 @@ extern struct kslab_heap kslab_default_heap;
 /*
  * kslab_init - make the heap usable on CPU 0
  * Context: once, before any other call; CPU 0; not from an interrupt.
- * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range; nothing changed), NO_PAGES.
+ * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, or the caller was compiled with another
+ * configuration than the library; nothing changed), NO_PAGES.
  * Complexity: O(1), 80,000; O(emergency_pages) with them.
  */
 enum kslab_reason kslab_init(const struct kslab_config *config);
 enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_config *config);
+
+/* Whether the library has the same structures as who asks. */
+bool kslab_is_layout(size_t layout);
+#define KSLAB_LAYOUT                                                                               \
+	((sizeof(struct kslab_heap) * 31 + sizeof(struct kslab_cache)) * 31 +                      \
+	 KSLAB_CFG_LEVELS * 4096u + KSLAB_CFG_GRAIN_SHIFT * 64u + KSLAB_CFG_LEAF_SHIFT * 2u +      \
+	 KSLAB_CFG_FLAT_MAP)
+#define KSLAB_IF_LAYOUT(call) (kslab_is_layout(KSLAB_LAYOUT) ? (call) : KSLAB_BAD_ARGUMENT)
+#define kslab_init(config) KSLAB_IF_LAYOUT((kslab_init)(config))
+#define kslab_heap_init(heap, config) KSLAB_IF_LAYOUT((kslab_heap_init)((heap), (config)))
 
 /*
  * kslab_init_region - kslab_init with defaults, on one piece of memory
@@ -131,12 +145,15 @@ enum kslab_reason kslab_heap_init(struct kslab_heap *heap, const struct kslab_co
  */
 enum kslab_reason kslab_init_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, size_t bytes);
+#define kslab_init_region(mem, bytes) KSLAB_IF_LAYOUT((kslab_init_region)((mem), (bytes)))
+#define kslab_heap_init_region(heap, mem, bytes)                                                   \
+	KSLAB_IF_LAYOUT((kslab_heap_init_region)((heap), (mem), (bytes)))
 
 /*
  * kslab_add_region - hand over more memory
  * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
- * Return: KSLAB_OK, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps, overlaps memory the
- * heap holds, outside the window, no region slot left). Nothing changed then. Complexity: O(pages of
+ * Return: KSLAB_OK, NOT_INITIALISED, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps,
+ * overlaps memory the heap holds, outside the window, no region slot left). Nothing changed then. Complexity: O(pages of
  * the region), with interrupts off: a few instructions for each 64 of them, and for each that lies
  * where the map has leaves.
  */
@@ -145,7 +162,8 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 
 /*
  * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
- * region) Pages of the earlier source are given to the new free_pages. Regions are used first.
+ * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Return:
+ * KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (only one of the two is NULL), BUSY.
  * Complexity: O(1), 150.
  */
 enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
@@ -156,7 +174,9 @@ enum kslab_reason kslab_heap_set_page_source(struct kslab_heap *heap,
 
 /*
  * kslab_fini - end the heap and give every page back, metadata included
- * Context: nobody else uses the heap. Return: KSLAB_OK, or BAD_ARGUMENT after fault LIVE_OBJECTS.
+ * Context: nobody else uses the heap; KSLAB_PORT_ZONE of every other CPU MUST be &kslab_zone_none
+ * before that CPU calls kslab again. Return: KSLAB_OK, NOT_INITIALISED, or BAD_ARGUMENT after fault
+ * LIVE_OBJECTS.
  * Complexity: O(pages).
  */
 enum kslab_reason kslab_fini(void);
@@ -165,8 +185,8 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
 /*
  * kslab_cpu_online - make this CPU able to allocate from its own pages
  * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
- * Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it runs on, online
- * already); NO_PAGES. Complexity: O(1), 5,000.
+ * Return: KSLAB_OK, for CPU 0 and for one that is online already, too; BAD_ARGUMENT after fault BAD_CPU
+ * (out of range, not the CPU it runs on); NOT_INITIALISED; NO_PAGES. Complexity: O(1), 5,000.
  */
 enum kslab_reason kslab_cpu_online(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
@@ -175,7 +195,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
  * kslab_cpu_offline - hand the pages of a CPU to the others
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
  * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
- * again. Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
+ * again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online).
+ * Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
  * mail is on its way just then follow when somebody looks for pages, reclaims or quiesces.
  */
 enum kslab_reason kslab_cpu_offline(unsigned cpu);
@@ -184,7 +205,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
 /* ---- allocate and free ----------------------------------------------------------------------- */
 
 #define KSLAB_ZERO (1u << 0) /* all usable bytes are zero */
-#define KSLAB_NOWAIT (1u << 1) /* the callbacks are not called; regions are */
+#define KSLAB_NOWAIT (1u << 1) /* no callback is called, to give pages neither; regions serve */
 #define KSLAB_RESERVE (1u << 2) /* the emergency pages may be used */
 
 /*
@@ -297,7 +318,9 @@ enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap);
 
 /*
  * kslab_reserve - make sure that `count` allocations of n bytes on this CPU need no page source
- * Return: true if so. The pages stay until they are used or reclaimed. Complexity: O(count), and
+ * Return: true if so; else KSLAB_TOO_LARGE above the size classes, or what an allocation would say.
+ * Holds at the caller's nesting level: what interrupts a call of kslab has pages of its own. The pages
+ * are kept on top of the retention until kslab_reclaim, or a retention of 0, takes them. Complexity: O(count), and
  * O(pages of the class) where its pages that were not looked at lately are used up.
  */
 bool kslab_reserve(size_t n, size_t count);
@@ -330,8 +353,9 @@ bool kslab_quiesce(void);
 bool kslab_heap_quiesce(struct kslab_heap *heap);
 
 /*
- * Bytes of empty object pages each CPU keeps from now on; 0 allowed. What is above goes at the next
- * slow paths of each, or its kslab_idle. Complexity: O(1), 50.
+ * Bytes of empty object pages each CPU keeps from now on, and of spare blocks. What is above goes at the
+ * next slow paths of each, or its kslab_idle; with 0 all that lies idle, as by kslab_reclaim.
+ * Complexity: O(1), 50.
  */
 void kslab_set_retention(size_t bytes);
 void kslab_heap_set_retention(struct kslab_heap *heap, size_t bytes);
@@ -359,7 +383,8 @@ struct kslab_cache {
 /*
  * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0:
  * min_align.
- * @constructor may be NULL. @name MUST live as long as the cache. Complexity: O(1), 400.
+ * @constructor may be NULL. @name MUST live as long as the cache. Context: thread. Return: KSLAB_OK,
+ * BAD_ALIGNMENT, BAD_ARGUMENT (size), NOT_INITIALISED, BUSY. Complexity: O(1), 400.
  */
 enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,
 				   size_t align, void (*constructor)(void *object, void *ctx),
@@ -438,7 +463,8 @@ struct kslab_class_stats {
 void kslab_stats(struct kslab_stats *out);
 void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out);
 /*
- * Return: false when index is past the last class. Complexity: O(pages of the class), and O(caches)
+ * @index: the size classes, smallest first, then the caches. Return: false when it is past the last
+ * one. Complexity: O(pages of the class), and O(caches)
  * to find a cache.
  */
 bool kslab_class_stats(unsigned index, struct kslab_class_stats *out);

@@ -2,32 +2,31 @@
  * kslab/port.h - owns the contract with the kernel: everything that kslab needs from outside.
  * Rank: 0.
  *
- * With one CPU and no interrupt that preempts a page-source call, nothing has to be written.
- * Otherwise define the macros below in the header named by KSLAB_CFG_HEADER (they are inlined into
- * the fast path), or leave them alone and write the functions of the same lower-case name.
+ * A kernel with one CPU that does not preempt itself has nothing to write, even if its handlers use
+ * kslab. Otherwise define the macros below in the header named by KSLAB_CFG_HEADER; they are inlined
+ * into the fast path. With several CPUs the functions kslab_port_cpu, kslab_port_irq_save and
+ * kslab_port_irq_restore serve where their macros are left out; the other macros do nothing then.
  *
  *   KSLAB_PORT_CPU()              number of this CPU, 0 .. KSLAB_CFG_CPUS - 1. MUST not change
- *   between
- *                                 KSLAB_PORT_PIN and KSLAB_PORT_UNPIN. Called on every call: make
- *                                 it cheap.
+ *                                 between KSLAB_PORT_PIN and KSLAB_PORT_UNPIN. Called on every
+ *                                 call: make it cheap.
  *   KSLAB_PORT_ZONE()             optional: a variable of this CPU's own (per CPU, thread-local) of
  *                                 type struct kslab_zone *, an lvalue, &kslab_zone_none at first.
  *                                 kslab keeps in it what it would look up by the CPU number: one
  *                                 load less a call. Used by the default heap.
- *   KSLAB_PORT_PIN()              keeps the thread on its CPU and unpreempted until UNPIN; empty in
- *   a kernel
- *   KSLAB_PORT_UNPIN()            that never preempts kernel code.
+ *   KSLAB_PORT_PIN()              keeps the thread on its CPU and unpreempted until UNPIN; with one
+ *   KSLAB_PORT_UNPIN()            CPU, too. Empty in a kernel that never preempts kernel code.
  *   KSLAB_PORT_IRQ_SAVE()         masks interrupts on this CPU, returns what RESTORE needs
- *   (uintptr_t).
- *   KSLAB_PORT_IRQ_RESTORE(s)     slow paths only, for a bounded time; never round a callback.
+ *   KSLAB_PORT_IRQ_RESTORE(s)     (uintptr_t). Slow paths only, for a bounded time; never round a
+ *                                 callback. With one CPU optional: without it an allocation of a
+ *                                 handler that has interrupted a slow path may fail with KSLAB_BUSY.
  *   KSLAB_PORT_IN_NMI()           nonzero where a lock may only be tried (an NMI, a machine check).
  *   KSLAB_PORT_RELAX()            a hint inside spin loops.
  *
  *   KSLAB_PORT_POISON(mem, bytes)    debug levels 1 and 2, for a memory checker (KASAN,
- *   AddressSanitizer, KSLAB_PORT_UNPOISON(mem, bytes)  Valgrind): no client may touch these bytes;
- *   they are a client's, and not set.
- *                                 kslab itself looks at poisoned bytes: compile it without the
- *                                 checker.
+ *   KSLAB_PORT_UNPOISON(mem, bytes)  AddressSanitizer, Valgrind): no client may touch these bytes;
+ *                                 they are a client's, and not set. kslab itself looks at poisoned
+ *                                 bytes: compile it without the checker.
  *
  * Also expected from the kernel, because compilers expect them: memcpy, memset, memmove, memcmp.
  */

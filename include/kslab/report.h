@@ -38,12 +38,15 @@ enum kslab_fault {
 enum kslab_reason {
 	KSLAB_OK,
 	KSLAB_NO_PAGES, /* the page source is out of memory, and nothing could be taken back */
-	KSLAB_TOO_LARGE, /* more than the address window, or not addressable */
+	/* more than the address window; of kslab_reserve: than a size class holds */
+	KSLAB_TOO_LARGE,
 	KSLAB_BAD_ALIGNMENT, /* zero or not a power of two */
 	KSLAB_OVERFLOW, /* count * size wraps */
 	KSLAB_QUOTA, /* the heap's page limit is reached */
 	KSLAB_REENTRY, /* every nesting level of this CPU is busy */
-	KSLAB_BUSY, /* NMI: a lock is held; the end of a cache: other CPUs have pages of it */
+	/* the lock is held by whom an NMI (on one CPU: an interrupt) has interrupted; the end of a cache:
+	 * other CPUs have pages of it */
+	KSLAB_BUSY,
 	KSLAB_NOT_INITIALISED, /* no kslab_init yet, or this CPU is not online */
 	KSLAB_BAD_ARGUMENT, /* refused before anything was looked at */
 	KSLAB_BAD_FREE, /* the pointer was refused; the fault was reported */
@@ -62,7 +65,10 @@ struct kslab_report {
 	size_t object_bytes; /* size of that slot, or of the large block */
 	const void *page; /* first byte of the object page or large block */
 	size_t page_bytes;
-	/* LIVE_OBJECTS: how many; WRONG_SIZE: the size given; else offset of the bad byte */
+	/*
+	 * LIVE_OBJECTS, and DOUBLE_FREE found late: how many; WRONG_SIZE: the size given; BAD_CPU: the
+	 * CPU; else offset of the bad byte
+	 */
 	size_t count;
 	unsigned cpu; /* CPU that found it */
 	const void *caller; /* return address of the call that was refused */

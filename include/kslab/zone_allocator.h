@@ -28,7 +28,8 @@ struct kslab_zone_allocator {
 /*
  * kslab_zone_init - make a zone
  * @base_page_bytes: power of two, 512 or more
- * @large_page_bytes: power of two above base_page_bytes, or 0 for none
+ * @large_page_bytes: power of two above base_page_bytes, up to 32 MiB, or 0 for none
+ * Return: KSLAB_ALLOCATION_OK, or KSLAB_INVALID_LAYOUT: nothing can be allocated from it.
  */
 enum kslab_allocation_error kslab_zone_init(struct kslab_zone_allocator *zone,
 					    size_t base_page_bytes, size_t large_page_bytes);
