@@ -502,6 +502,17 @@ static unsigned descriptor_bin(unsigned words, unsigned *room)
 	return bin;
 }
 
+/* NULL: none. Only who has the lock pops, so nobody pops the head and pushes it again meanwhile. */
+static struct kslab_page *pop_descriptor(struct kslab_heap *heap, unsigned bin)
+{
+	struct kslab_page *page;
+
+	do {
+		page = KSLAB_LOAD_ACQUIRE(&heap->meta.free[bin]); /* pairs with the push */
+	} while (page != NULL && !KSLAB_CAS_RELAXED(&heap->meta.free[bin], &page, page->next));
+	return page;
+}
+
 struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned words, unsigned flags,
 					  enum kslab_reason *reason)
 {
@@ -512,9 +523,7 @@ struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned word
 	*reason = KSLAB_BUSY;
 	if (!kslab_heap_lock(heap, &state))
 		return NULL;
-	page = heap->meta.free[bin];
-	if (page != NULL)
-		heap->meta.free[bin] = page->next;
+	page = pop_descriptor(heap, bin);
 	kslab_heap_unlock(heap, &state);
 	if (page == NULL) {
 		page = kslab_meta_alloc(heap, sizeof(*page) + room * sizeof(struct kslab_bits),
@@ -531,32 +540,18 @@ struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned word
 void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, unsigned words)
 {
 	unsigned room, bin = descriptor_bin(words, &room);
-	struct kslab_lock_state state;
+	struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->meta.free[bin]);
 
 	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
 	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
-	if (!kslab_heap_lock(heap, &state))
-		return; /* an NMI with the lock taken: the descriptor is lost until the heap ends */
-	page->next = heap->meta.free[bin];
-	heap->meta.free[bin] = page;
-	kslab_heap_unlock(heap, &state);
+	do {
+		page->next = head;
+	} while (!KSLAB_CAS_RELEASE(&heap->meta.free[bin], &head, page));
 }
 
 struct kslab_page *kslab_descriptor_take(struct kslab_heap *heap)
 {
-	struct kslab_page *page = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
-
-	if (page != NULL)
-		heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page->next;
-	return page;
-}
-
-void kslab_descriptor_put(struct kslab_heap *heap, struct kslab_page *page)
-{
-	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
-	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
-	page->next = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
-	heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page;
+	return pop_descriptor(heap, KSLAB_DESCRIPTOR_LARGE);
 }
 
 /* ---- runs with their part of the map --------------------------------------------------------- */
