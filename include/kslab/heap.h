@@ -123,6 +123,7 @@ struct kslab_meta {
 	uintptr_t bump, bump_end; /* rest of the newest chunk */
 	/* [a] descriptors by bitfield length, linked by next; popped under [l] */
 	struct kslab_page *free[11];
+	void **leaves; /* memory for leaves that were not needed, each holds the next */
 	struct kslab_chunk *chunks; /* every run taken for metadata */
 	size_t pages; /* base pages in them */
 	struct kslab_chunk_tree unmarked; /* those that are not marked yet */
