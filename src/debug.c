@@ -275,18 +275,15 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
 static void start_quarantine(struct kslab_heap *heap, unsigned flags)
 {
 	struct kslab_quarantine *quarantine = &heap->quarantine;
-	struct kslab_lock_state state;
+	struct kslab_quarantined *ring, *none = NULL;
 	enum kslab_reason reason;
-	struct kslab_quarantined *ring;
 
 	if (quarantine->capacity == 0 || KSLAB_LOAD_RELAXED(&quarantine->ring) != NULL)
 		return;
 	ring = kslab_meta_alloc(heap, quarantine->capacity * sizeof(*ring), flags, &reason);
-	if (ring == NULL || !kslab_heap_lock(heap, &state))
-		return;
-	if (quarantine->ring == NULL)
-		KSLAB_STORE_RELAXED(&quarantine->ring, ring);
-	kslab_heap_unlock(heap, &state);
+	/* Another CPU may have been faster: then ours is unused metadata until the heap ends. */
+	if (ring != NULL)
+		KSLAB_CAS_RELEASE(&quarantine->ring, &none, ring);
 }
 
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
@@ -500,7 +497,8 @@ static unsigned turn(struct kslab_heap *heap, uintptr_t object, size_t bytes, si
 	struct kslab_lock_state state;
 	unsigned count = 0;
 
-	if (KSLAB_LOAD_RELAXED(&quarantine->ring) == NULL || !kslab_heap_lock(heap, &state)) {
+	/* Pairs with the CAS of start_quarantine. */
+	if (KSLAB_LOAD_ACQUIRE(&quarantine->ring) == NULL || !kslab_heap_lock(heap, &state)) {
 		out[0] = object;
 		return object != 0;
 	}

@@ -114,8 +114,8 @@
  * stopped; a zone has served a request when a sweep that began after it is through and no empty page
  * is left; of a CPU's zones the innermost first, as handlers seldom come by a slow path. Classes are
  * gone through in a circle, KSLAB_LOOKS_MOST a time; object caches hang on the zone (zone->caches),
- * so that nobody walks the heap's list, whose entries are the kernel's memory. Large blocks freed in
- * an NMI, and runs given up in one, go two with each outside; a region with more than purge_bytes of
+ * so that nobody walks the heap's list, whose entries are the kernel's memory. Large blocks and runs
+ * that were given up in an NMI go two with each outside; a region with more than purge_bytes of
  * free memory to purge is purged of a few pieces at each free, down to
  * half of that.
  *
@@ -141,6 +141,10 @@
  * store is over when we go on; what was read before the store and may have changed (the owner of
  * the page) is compared after it. Nothing is masked. The heap lock saves interrupts and is only
  * tried in an NMI. A free needs no zone: it can always be remote.
+ *
+ * An NMI that is refused the lock loses nothing: large blocks, runs and descriptors are pushed on
+ * stacks without it, which whoever has it pops; other metadata is put to use before the lock that it
+ * was cut off under is left, or without it.
  *
  * ---- Locks --------------------------------------------------------------------------------------
  *

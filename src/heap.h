@@ -326,14 +326,11 @@ void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller);
 /* In place; false: move it. */
 bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
-/* A block that nobody can reach any more goes back. Return: false: the lock can't be had here. */
-bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);
+/* A block that nobody can reach any more goes back; in an NMI, with others later. */
+void kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);
 /* Of an entered zone: its oldest spare block, or NULL. */
 struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
-/*
- * Blocks that were freed where the lock could not be taken, `most` of them, and as many runs that
- * were given up in an NMI. Return: base pages.
- */
+/* Blocks that were given up in an NMI, `most` of them, and as many runs. Return: base pages. */
 size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most);
 bool kslab_large_has_deferred(const struct kslab_heap *heap);
 

@@ -130,7 +130,7 @@ static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pa
 		return NULL;
 	page = kslab_descriptor_take(heap);
 	if (page != NULL && !kslab_source_take(heap, pages, &run)) {
-		kslab_descriptor_put(heap, page);
+		kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
 		page = NULL;
 	}
 	if (page != NULL) {
@@ -296,26 +296,37 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
  */
 #define ENTRIES_LOCKED 512u
 
-/* A large block that nobody can reach any more. Return: false: the lock can't be had here. */
-bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
+/* In an NMI: whoever frees or reclaims next outside releases it. */
+static void defer(struct kslab_heap *heap, struct kslab_page *page)
+{
+	struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->deferred);
+
+	do {
+		page->mail_next = head;
+	} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
+}
+
+/* A large block that nobody can reach any more. */
+void kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 {
 	uintptr_t address = page->bits[0].avail;
 	size_t pages = page->bits[0].freed;
 	struct kslab_lock_state state;
 
-	if (KSLAB_PORT_IN_NMI())
-		return false;
+	if (KSLAB_PORT_IN_NMI()) {
+		defer(heap, page);
+		return;
+	}
 	/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
 	if (heap->debug_level != 0)
 		kslab_debug_large_verify(heap, page);
-	if (!kslab_heap_lock(heap, &state))
-		return false;
+	kslab_heap_lock(heap, &state);
 	if (!kslab_page_list_is_sound(page)) {
 		/* No broken link is followed: the block is fenced off. */
 		kslab_heap_unlock(heap, &state);
 		kslab_page_set_state(page, KSLAB_PAGE_FENCED);
 		kslab_heap_report_corrupt(heap, page, KSLAB_CALLER());
-		return true;
+		return;
 	}
 	kslab_page_list_remove(&heap->large, page);
 	heap->large_blocks--;
@@ -325,9 +336,8 @@ bool kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	set_map(heap, address, pages, &kslab_page_released);
 	if (pages > ENTRIES_LOCKED)
 		kslab_heap_lock(heap, &state);
-	kslab_descriptor_put(heap, page);
+	kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
 	kslab_source_give_and_unlock(heap, address, pages, &state);
-	return true;
 }
 
 static bool has_blocks_waiting(const struct kslab_heap *heap)
@@ -376,16 +386,6 @@ size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most)
 	return released;
 }
 
-/* Not here and now: whoever frees or reclaims next releases it. */
-static void defer(struct kslab_heap *heap, struct kslab_page *page)
-{
-	struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->deferred);
-
-	do {
-		page->mail_next = head;
-	} while (!KSLAB_CAS_RELEASE(&heap->deferred, &head, page));
-}
-
 /* Of several frees at once exactly one wins. Return: false: not the start of a live block. */
 KSLAB_INLINE bool end_life(struct kslab_heap *heap, struct kslab_page *page, uintptr_t address)
 {
@@ -402,8 +402,7 @@ static KSLAB_SLOW void retire(struct kslab_heap *heap, struct kslab_page *page)
 	kslab_large_release_deferred(heap, DEFERRED_MOST);
 	for (page = keep(heap, page); page != NULL; page = next) {
 		next = page->mail_next;
-		if (!kslab_large_release(heap, page))
-			defer(heap, page);
+		kslab_large_release(heap, page);
 	}
 }
 

@@ -422,53 +422,63 @@ static void record(struct kslab_heap *heap, struct kslab_chunk *chunk, const str
 /* Chunks begin with their record, for which new_chunk leaves room. */
 _Static_assert(sizeof(struct kslab_chunk) <= 64, "a chunk's record is a line at most");
 
-/* Begin a new chunk; what was left of the old one is lost (less than one request). */
-static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, unsigned flags)
+/*
+ * Begin a new chunk after the one that ends at `old`; what was left of that is lost (less than one
+ * request). If another CPU was faster its chunk is the newest.
+ */
+static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, uintptr_t old,
+				   unsigned flags)
 {
 	size_t pages = (bytes + 64 + heap->page_bytes - 1) >> heap->page_shift;
 	struct kslab_lock_state state;
 	struct kslab_run run;
 	enum kslab_reason reason = raw_alloc(heap, pages, 1, flags, &run);
+	bool is_used = false;
 
 	if (reason != KSLAB_OK)
 		return reason;
 	if (!kslab_heap_lock(heap, &state)) {
-		kslab_source_free(heap, run.address, run.pages);
-		return KSLAB_BUSY;
+		reason = KSLAB_BUSY;
+	} else {
+		is_used = heap->meta.bump_end == old;
+		if (is_used) {
+			heap->meta.bump = run.address;
+			heap->meta.bump_end = run.address + (run.pages << heap->page_shift);
+			record(heap, bump(&heap->meta, sizeof(struct kslab_chunk)), &run);
+		}
+		kslab_heap_unlock(heap, &state);
 	}
-	heap->meta.bump = run.address;
-	heap->meta.bump_end = run.address + (run.pages << heap->page_shift);
-	record(heap, bump(&heap->meta, sizeof(struct kslab_chunk)), &run);
-	kslab_heap_unlock(heap, &state);
-	return KSLAB_OK;
+	if (!is_used)
+		kslab_source_free(heap, run.address, run.pages);
+	return reason;
 }
 
-/* Memory that is never given back, from the newest chunk. */
-static void *alloc_piece(struct kslab_heap *heap, size_t bytes, unsigned flags,
-			 enum kslab_reason *reason)
+/* Memory that is never given back, from the newest chunk, and the lock; NULL: neither. */
+static void *alloc_piece_and_lock(struct kslab_heap *heap, size_t bytes, unsigned flags,
+				  enum kslab_reason *reason, struct kslab_lock_state *state)
 {
 	for (;;) {
-		struct kslab_lock_state state;
+		uintptr_t end;
 		void *mem;
 
 		*reason = KSLAB_BUSY;
-		if (!kslab_heap_lock(heap, &state))
+		if (!kslab_heap_lock(heap, state))
 			return NULL;
 		mem = bump(&heap->meta, bytes);
-		kslab_heap_unlock(heap, &state);
 		if (mem != NULL)
 			return mem;
-		*reason = new_chunk(heap, bytes, flags);
+		end = heap->meta.bump_end;
+		kslab_heap_unlock(heap, state);
+		*reason = new_chunk(heap, bytes, end, flags);
 		if (*reason != KSLAB_OK)
 			return NULL;
 	}
 }
 
 /* Page-sized metadata gets a run of its own; only its record lies in a chunk. */
-static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags,
-		       enum kslab_reason *reason)
+static void *alloc_run_and_lock(struct kslab_heap *heap, size_t bytes, unsigned flags,
+				enum kslab_reason *reason, struct kslab_lock_state *state)
 {
-	struct kslab_lock_state state;
 	struct kslab_chunk *chunk;
 	struct kslab_run run;
 
@@ -476,24 +486,33 @@ static void *alloc_run(struct kslab_heap *heap, size_t bytes, unsigned flags,
 		raw_alloc(heap, (bytes + heap->page_bytes - 1) >> heap->page_shift, 1, flags, &run);
 	if (*reason != KSLAB_OK)
 		return NULL;
-	chunk = alloc_piece(heap, sizeof(*chunk), flags, reason);
-	if (chunk == NULL || !kslab_heap_lock(heap, &state)) {
+	chunk = alloc_piece_and_lock(heap, sizeof(*chunk), flags, reason, state);
+	if (chunk == NULL) {
 		kslab_source_free(heap, run.address, run.pages);
-		if (chunk != NULL)
-			*reason = KSLAB_BUSY;
 		return NULL;
 	}
 	record(heap, chunk, &run);
-	kslab_heap_unlock(heap, &state);
 	return (void *)run.address;
+}
+
+/* The lock comes with it: an NMI that got the memory, and was refused the lock, would lose it. */
+static void *meta_alloc_and_lock(struct kslab_heap *heap, size_t bytes, unsigned flags,
+				 enum kslab_reason *reason, struct kslab_lock_state *state)
+{
+	if (bytes + 128 > heap->page_bytes)
+		return alloc_run_and_lock(heap, bytes, flags, reason, state);
+	return alloc_piece_and_lock(heap, bytes, flags, reason, state);
 }
 
 void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
 		       enum kslab_reason *reason)
 {
-	if (bytes + 128 > heap->page_bytes)
-		return alloc_run(heap, bytes, flags, reason);
-	return alloc_piece(heap, bytes, flags, reason);
+	struct kslab_lock_state state;
+	void *mem = meta_alloc_and_lock(heap, bytes, flags, reason, &state);
+
+	if (mem != NULL)
+		kslab_heap_unlock(heap, &state);
+	return mem;
 }
 
 /* Free lists by number of words: 0 (KSLAB_DESCRIPTOR_LARGE), 1, 2, 3-5, 6-8, then by doubling. */
@@ -511,6 +530,17 @@ static unsigned descriptor_bin(unsigned words, unsigned *room)
 	return bin;
 }
 
+/* NULL: none. Only who has the lock pops, so nobody pops the head and pushes it again meanwhile. */
+static struct kslab_page *pop_descriptor(struct kslab_heap *heap, unsigned bin)
+{
+	struct kslab_page *page;
+
+	do {
+		page = KSLAB_LOAD_ACQUIRE(&heap->meta.free[bin]); /* pairs with the push */
+	} while (page != NULL && !KSLAB_CAS_RELAXED(&heap->meta.free[bin], &page, page->next));
+	return page;
+}
+
 struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned words, unsigned flags,
 					  enum kslab_reason *reason)
 {
@@ -521,9 +551,7 @@ struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned word
 	*reason = KSLAB_BUSY;
 	if (!kslab_heap_lock(heap, &state))
 		return NULL;
-	page = heap->meta.free[bin];
-	if (page != NULL)
-		heap->meta.free[bin] = page->next;
+	page = pop_descriptor(heap, bin);
 	kslab_heap_unlock(heap, &state);
 	if (page == NULL) {
 		page = kslab_meta_alloc(heap, sizeof(*page) + room * sizeof(struct kslab_bits),
@@ -540,35 +568,39 @@ struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned word
 void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, unsigned words)
 {
 	unsigned room, bin = descriptor_bin(words, &room);
-	struct kslab_lock_state state;
+	struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->meta.free[bin]);
 
 	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
 	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
-	if (!kslab_heap_lock(heap, &state))
-		return; /* an NMI with the lock taken: the descriptor is lost until the heap ends */
-	page->next = heap->meta.free[bin];
-	heap->meta.free[bin] = page;
-	kslab_heap_unlock(heap, &state);
+	do {
+		page->next = head;
+	} while (!KSLAB_CAS_RELEASE(&heap->meta.free[bin], &head, page));
 }
 
 struct kslab_page *kslab_descriptor_take(struct kslab_heap *heap)
 {
-	struct kslab_page *page = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
-
-	if (page != NULL)
-		heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page->next;
-	return page;
-}
-
-void kslab_descriptor_put(struct kslab_heap *heap, struct kslab_page *page)
-{
-	KSLAB_STORE_RELAXED(&page->state, (uint8_t)KSLAB_PAGE_IDLE);
-	KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
-	page->next = heap->meta.free[KSLAB_DESCRIPTOR_LARGE];
-	heap->meta.free[KSLAB_DESCRIPTOR_LARGE] = page;
+	return pop_descriptor(heap, KSLAB_DESCRIPTOR_LARGE);
 }
 
 /* ---- runs with their part of the map --------------------------------------------------------- */
+
+/* Memory for a leaf (a flat map has its own: NULL), and the lock. Return: KSLAB_OK, or neither. */
+static enum kslab_reason leaf_and_lock(struct kslab_heap *heap, unsigned flags, void ***leaf,
+				       struct kslab_lock_state *state)
+{
+	enum kslab_reason reason = KSLAB_OK;
+
+	if (!kslab_heap_lock(heap, state))
+		return KSLAB_BUSY;
+	*leaf = heap->meta.leaves;
+	if (*leaf != NULL) {
+		heap->meta.leaves = **leaf;
+	} else if (!KSLAB_CFG_FLAT_MAP) {
+		kslab_heap_unlock(heap, state);
+		*leaf = meta_alloc_and_lock(heap, KSLAB_LEAF_BYTES, flags, &reason, state);
+	}
+	return *leaf != NULL ? KSLAB_OK : reason;
+}
 
 static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t address, size_t bytes,
 				       unsigned flags)
@@ -578,23 +610,18 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 	uintptr_t missing;
 
 	while (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
-		void *leaf = NULL;
+		void **leaf;
 		bool marks;
 
-		if (!KSLAB_CFG_FLAT_MAP) {
-			leaf = kslab_meta_alloc(heap, KSLAB_LEAF_BYTES, flags, &reason);
-			if (leaf == NULL)
-				return reason;
-		}
-		if (!kslab_heap_lock(heap, &state))
-			/* the leaf is lost to this heap until its end; NMI only */
-			return KSLAB_BUSY;
-		/*
-		 * Another CPU may have been faster: then this leaf serves the next hole, or waits
-		 * unused.
-		 */
-		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing))
+		reason = leaf_and_lock(heap, flags, &leaf, &state);
+		if (reason != KSLAB_OK)
+			return reason;
+		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
 			kslab_page_map_add_leaf(&heap->map, missing, leaf);
+		} else if (leaf != NULL) { /* another CPU was faster: for the next hole */
+			*leaf = heap->meta.leaves;
+			heap->meta.leaves = leaf;
+		}
 		marks = heap->meta.unmarked.count != 0;
 		kslab_heap_unlock(heap, &state);
 		if (marks)

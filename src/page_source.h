@@ -73,10 +73,10 @@ void *kslab_meta_alloc(struct kslab_heap *heap, size_t bytes, unsigned flags,
 #define KSLAB_DESCRIPTOR_LARGE 0u /* words: a large block's */
 struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned words, unsigned flags,
 					  enum kslab_reason *reason);
+/* With the lock or without. */
 void kslab_descriptor_free(struct kslab_heap *heap, struct kslab_page *page, unsigned words);
-/* A large block's under the lock, from those that were freed; NULL: there is none. And back. */
+/* A large block's under the lock, from those that were freed; NULL: there is none. */
 struct kslab_page *kslab_descriptor_take(struct kslab_heap *heap);
-void kslab_descriptor_put(struct kslab_heap *heap, struct kslab_page *page);
 
 /* Everything that is left goes back: the heap ends. */
 void kslab_source_fini(struct kslab_heap *heap);

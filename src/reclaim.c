@@ -543,8 +543,7 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 		kslab_zone_start(heap, zone, cpu, 0);
 	}
 	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_RELAXED(&z->inner)) {
-		if (!kslab_heap_lock(heap, &state))
-			return KSLAB_BUSY;
+		kslab_heap_lock(heap, &state); /* in a thread: it is waited for */
 		stop_lingering(heap, z); /* from here on nobody else operates it */
 		heap->cpus_online += z == zone;
 		kslab_heap_unlock(heap, &state);

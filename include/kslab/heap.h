@@ -118,10 +118,12 @@ struct kslab_chunk_tree {
 	size_t count;
 };
 
-/* Bump and free lists for metadata that never goes back while the heap lives. All [l]. */
+/* Bump and free lists for metadata that never goes back while the heap lives. All [l] but free. */
 struct kslab_meta {
 	uintptr_t bump, bump_end; /* rest of the newest chunk */
-	struct kslab_page *free[11]; /* descriptors by bitfield length, linked by next */
+	/* [a] descriptors by bitfield length, linked by next; popped under [l] */
+	struct kslab_page *free[11];
+	void **leaves; /* memory for leaves that were not needed, each holds the next */
 	struct kslab_chunk *chunks; /* every run taken for metadata */
 	size_t pages; /* base pages in them */
 	struct kslab_chunk_tree unmarked; /* those that are not marked yet */
@@ -200,7 +202,7 @@ struct kslab_heap {
 	size_t pages_in_use; /* [l] base pages taken from the sources, metadata included */
 	size_t pages_peak; /* [l] */
 	struct kslab_meta meta;
-	struct kslab_page *deferred; /* [a] large blocks freed where the lock could not be taken */
+	struct kslab_page *deferred; /* [a] large blocks that were given up in an NMI */
 	/* [a] written under [l]: those that were taken out of it and not released yet */
 	struct kslab_page *releasing;
 	struct kslab_page_list large; /* [l] live large blocks */

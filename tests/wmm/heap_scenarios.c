@@ -30,6 +30,7 @@ static _Alignas(WINDOW_BYTES) struct {
 	void *object[OBJECTS];
 	bool is_live[OBJECTS];
 	uint32_t handover[2];
+	struct kslab_page *descriptor[2], *held[KSLAB_CFG_CPUS];
 	struct kslab_cache cache, other;
 	bool cache_is_over;
 	bool expects_double_free;
@@ -307,6 +308,51 @@ static void take_on_new_page(void)
 		take(4);
 		take(5);
 	}
+}
+
+/* ---- descriptors: freed without the lock, taken under it -------------------------------------- */
+
+static void two_descriptors(void)
+{
+	enum kslab_reason reason;
+
+	start_heap(64);
+	for (unsigned i = 0; i < 2; i++) {
+		h.descriptor[i] = kslab_descriptor_alloc(HEAP, KSLAB_DESCRIPTOR_LARGE, 0, &reason);
+		wmm_assert(h.descriptor[i] != NULL);
+	}
+	limit_sources(0);
+}
+
+/* As whoever had it, and whoever gets it, writes to it. */
+static void free_descriptor(unsigned i)
+{
+	h.descriptor[i]->data = i;
+	kslab_descriptor_free(HEAP, h.descriptor[i], KSLAB_DESCRIPTOR_LARGE);
+}
+
+static void take_descriptor(void)
+{
+	struct kslab_lock_state state;
+	struct kslab_page *page;
+
+	kslab_heap_lock(HEAP, &state);
+	page = kslab_descriptor_take(HEAP);
+	kslab_heap_unlock(HEAP, &state);
+	h.held[heap_cpu()] = page;
+	if (page != NULL)
+		page->data = 2;
+}
+
+static void free_descriptor_0(void)
+{
+	free_descriptor(0);
+}
+
+static void free_descriptor_1_take(void)
+{
+	free_descriptor(1);
+	take_descriptor();
 }
 
 /* ---- quiesce: yes means that nothing freed before is pending --------------------------------- */
@@ -593,6 +639,21 @@ static void check_heap(void)
 	(void)given;
 }
 
+/* Each is free or taken, once. */
+static void check_descriptors(void)
+{
+	unsigned seen[2] = { 0 };
+
+	for (unsigned i = 0; i < 2; i++) {
+		for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++)
+			seen[i] += h.held[cpu] == h.descriptor[i];
+		for (struct kslab_page *page = HEAP->meta.free[0]; page != NULL; page = page->next)
+			seen[i] += page == h.descriptor[i];
+		wmm_assert(seen[i] == 1);
+	}
+	check_heap();
+}
+
 /* BUSY is the answer only until each CPU has come by. */
 static void check_cache(void)
 {
@@ -687,6 +748,7 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: set aside", "used-up pages change places", cpu0_two_pages, { take_4_5, give_3 }, check_heap, 1, WORLD },
 	{ "heap: reclaim", "", cpu0_full, { give_reclaim, give_1 }, check_heap, 1, WORLD },
 	{ "heap: life again", "a descriptor gets another page elsewhere", cpu0_full_page_more, { reclaim_pass_on, give_1, take_on_new_page }, check_heap, 0, WORLD },
+	{ "heap: descriptors", "freed without the lock", two_descriptors, { free_descriptor_0, free_descriptor_1_take, take_descriptor }, check_descriptors, 1, WORLD },
 	{ "heap: offline, free", "", cpu1_full, { give_0, go_offline }, check_heap, 1, WORLD },
 	{ "heap: offline, adopt", "both want the lock", cpu1_partial, { take_4, go_offline }, check_heap, 0, WORLD },
 	{ "heap: offline, then", "free all along, adopt afterwards", cpu1_full, { take_4_if_passed_on, go_offline_pass_on, give_0 }, check_heap, 0, WORLD },
@@ -719,6 +781,8 @@ const unsigned scenario_count = sizeof(scenarios) / sizeof(scenarios[0]);
 const struct weakened weakened[] = {
 	{ "page_source", "kslab_heap_lock", NULL },
 	{ "page_source", "kslab_heap_unlock", NULL },
+	{ "page_source", "pop_descriptor", NULL },
+	{ "page_source", "kslab_descriptor_free", NULL },
 	{ "reclaim", "add_harvested", NULL },
 	{ "tally", "kslab_tally_remove", NULL },
 	{ "cache_zone", "is_empty", NULL },
