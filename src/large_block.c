@@ -313,14 +313,13 @@ void kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	size_t pages = page->bits[0].freed;
 	struct kslab_lock_state state;
 
-	if (KSLAB_PORT_IN_NMI()) {
+	/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
+	if (heap->debug_level != 0 && !KSLAB_PORT_IN_NMI())
+		kslab_debug_large_verify(heap, page);
+	if (KSLAB_PORT_IN_NMI() || !kslab_heap_lock(heap, &state)) {
 		defer(heap, page);
 		return;
 	}
-	/* Out of the lock: a report may come of it. The block is nobody's meanwhile. */
-	if (heap->debug_level != 0)
-		kslab_debug_large_verify(heap, page);
-	kslab_heap_lock(heap, &state);
 	if (!kslab_page_list_is_sound(page)) {
 		/* No broken link is followed: the block is fenced off. */
 		kslab_heap_unlock(heap, &state);
@@ -378,8 +377,8 @@ size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most)
 	released = kslab_source_release_waiting(heap, most);
 	for (; most != 0 && has_blocks_waiting(heap); most--) {
 		page = take_deferred(heap);
-		if (page == NULL)
-			continue;
+		if (page == NULL) /* gone, or the lock can't be had here */
+			break;
 		released += page->bits[0].freed;
 		kslab_large_release(heap, page);
 	}

@@ -71,6 +71,10 @@ static void interrupt(size_t step)
 	take_and_give(step % 2 != 0 ? 200 : 2 * PAGE);
 	kslab_heap_free(&heap, victim[step % VICTIMS]);
 	victim[step % VICTIMS] = NULL;
+	if (step % 5 == 0)
+		kslab_heap_idle(&heap);
+	if (step % 7 == 0)
+		(void)kslab_heap_reclaim(&heap, SIZE_MAX);
 }
 
 static bool verify(void)
@@ -79,7 +83,7 @@ static bool verify(void)
 	struct kslab_stats stats;
 
 	if (result == NULL && !may_fail)
-		is_wrong("the interrupted call failed");
+		is_wrong(kslab_reason_name(kslab_heap_last_error(&heap)));
 	if (!kslab_heap_check(&heap, &check))
 		is_wrong(check.what);
 	for (size_t i = 0; i < VICTIMS; i++)
