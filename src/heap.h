@@ -231,6 +231,15 @@ enum kslab_reason kslab_cache_add_zone(struct kslab_heap *heap, const struct ksl
  */
 bool kslab_cache_end_zones(struct kslab_cache *cache);
 
+/* ---- object_cache.c -------------------------------------------------------------------------- */
+
+/*
+ * Walk heap->caches between the two: no cache ends meanwhile (its end is BUSY). Return: false: the lock
+ * can't be had here, the caches are left out, and there is nothing to leave.
+ */
+bool kslab_caches_enter(struct kslab_heap *heap);
+void kslab_caches_leave(struct kslab_heap *heap);
+
 /* ---- trim.c ---------------------------------------------------------------------------------- */
 
 /* Of an entered zone: find all empty pages. O(pages). */
@@ -323,8 +332,10 @@ void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct kslab_page 
 			    const void *caller);
 /* The same as kslab_large_malloc, for a block that will perhaps grow on: with room behind it. */
 void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller);
-/* In place; false: move it. */
-bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n);
+/* In place; MOVE: it can't be; DEAD: it is no live block (any more). */
+enum kslab_resize { KSLAB_RESIZE_DONE, KSLAB_RESIZE_MOVE, KSLAB_RESIZE_DEAD };
+enum kslab_resize kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page,
+				     uintptr_t address, size_t n);
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
 /* A block that nobody can reach any more goes back; in an NMI, with others later. */
 void kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);

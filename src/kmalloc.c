@@ -155,12 +155,23 @@ static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, 
 		return NULL;
 	}
 	if (kslab_page_state(page) == KSLAB_PAGE_LARGE) {
+		enum kslab_resize done = KSLAB_RESIZE_MOVE;
+
 		/* Stays a page run unless it would fit a small class. */
-		if (n > bytes / 4 && is_run_size(heap, n) && kslab_large_resize(heap, page, n)) {
+		if (n > bytes / 4 && is_run_size(heap, n))
+			done = kslab_large_resize(heap, page, (uintptr_t)p, n);
+		if (done == KSLAB_RESIZE_DONE) {
 			if (heap->debug_level != 0)
 				kslab_debug_large_resize(heap, page, bytes, n);
 			return p;
 		}
+		if (done == KSLAB_RESIZE_DEAD) {
+			kslab_heap_fault_pointer(heap, p, NULL, caller);
+			return NULL;
+		}
+	} else if (page->sc == NULL) { /* a block that was freed just now */
+		kslab_heap_fault_pointer(heap, p, NULL, caller);
+		return NULL;
 	} else if (page->sc->cls == kslab_heap_class(heap, n, 1)) {
 		if (heap->debug_level != 0)
 			kslab_debug_resize(heap, page, p, bytes, n);
@@ -182,7 +193,8 @@ static KSLAB_SLOW void *resize_large(struct kslab_heap *heap, void *p, size_t n,
 			page->bits[0].remote = n;
 			return p;
 		}
-		if (pages > page->slots && kslab_large_resize(heap, page, n))
+		if (pages > page->slots &&
+		    kslab_large_resize(heap, page, (uintptr_t)p, n) == KSLAB_RESIZE_DONE)
 			return p;
 	}
 	return resize_slow(heap, p, n, caller);

@@ -188,6 +188,7 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 {
 	struct kslab_page *out = NULL;
 	struct kslab_zone *zone;
+	bool kept;
 
 	page->mail_next = NULL;
 	if (page->slots > KSLAB_LOAD_RELAXED(&heap->retain_run) ||
@@ -199,11 +200,15 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 		KSLAB_PORT_UNPIN();
 		return page;
 	}
-	while (!keep_here(heap, zone, page)) {
+	while (!(kept = keep_here(heap, zone, page)) && zone->spares != 0) {
 		struct kslab_page *oldest = take_spare(zone, 0);
 
 		oldest->mail_next = out;
 		out = oldest;
+	}
+	if (!kept) { /* the retention was lowered just now */
+		page->mail_next = out;
+		out = page;
 	}
 	kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
@@ -390,7 +395,13 @@ KSLAB_INLINE bool end_life(struct kslab_heap *heap, struct kslab_page *page, uin
 {
 	uintptr_t owner = kslab_large_tag(heap);
 
-	return address == page->data && KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL);
+	if (address != page->data || !KSLAB_CAS_ACQ_REL(&page->owner, &owner, KSLAB_TAG_FULL))
+		return false;
+	/* The descriptor may have become another block's since: a late free gives its life back. */
+	if (KSLAB_LIKELY(address == page->data))
+		return true;
+	KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
+	return false;
 }
 
 /* A block that was freed is kept, or goes back. */
@@ -672,7 +683,7 @@ static bool extend(struct kslab_heap *heap, struct kslab_page *page, size_t page
 	return true;
 }
 
-bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t n)
+static bool resize_claimed(struct kslab_heap *heap, struct kslab_page *page, size_t n)
 {
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
 
@@ -692,6 +703,24 @@ bool kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t
 	}
 	page->bits[0].remote = n;
 	return true;
+}
+
+/*
+ * The block is claimed while its run changes: a free that comes meanwhile finds no live block, as it
+ * would if it came before.
+ */
+enum kslab_resize kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page,
+				     uintptr_t address, size_t n)
+{
+	uintptr_t live = kslab_large_tag(heap);
+	enum kslab_resize result = KSLAB_RESIZE_DEAD;
+
+	if (!KSLAB_CAS_ACQ_REL(&page->owner, &live, live | KSLAB_TAG_FULL))
+		return KSLAB_RESIZE_DEAD;
+	if (page->data == address)
+		result = resize_claimed(heap, page, n) ? KSLAB_RESIZE_DONE : KSLAB_RESIZE_MOVE;
+	KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
+	return result;
 }
 
 void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)

@@ -217,29 +217,46 @@ static void drop_objects(struct kslab_cache *cache, struct kslab_page *page, uin
 	}
 }
 
-static void unlink_cache(struct kslab_cache *cache)
+bool kslab_caches_enter(struct kslab_heap *heap)
 {
-	struct kslab_heap *heap = cache->heap;
 	struct kslab_lock_state state;
 
 	if (!kslab_heap_lock(heap, &state))
-		return;
-	for (struct kslab_cache **link = &heap->caches; *link != NULL; link = &(*link)->next) {
-		if (*link == cache) {
-			*link = cache->next;
-			break;
-		}
-	}
+		return false;
+	KSLAB_FETCH_ADD_RELAXED(&heap->lookers, 1u);
 	kslab_heap_unlock(heap, &state);
+	return true;
 }
 
-/* Return: false: other CPUs still have pages of it. */
+void kslab_caches_leave(struct kslab_heap *heap)
+{
+	/* Pairs with the look of unlink_cache: what was read of a cache was read before. */
+	KSLAB_FETCH_ADD_RELEASE(&heap->lookers, ~(uint32_t)0);
+}
+
+/* Return: false: somebody walks the list. */
+static bool unlink_cache(struct kslab_cache *cache)
+{
+	struct kslab_heap *heap = cache->heap;
+	struct kslab_cache **link = &heap->caches;
+	struct kslab_lock_state state;
+	bool is_quiet;
+
+	if (!kslab_heap_lock(heap, &state))
+		return false;
+	is_quiet = KSLAB_LOAD_ACQUIRE(&heap->lookers) == 0;
+	while (is_quiet && *link != NULL && *link != cache)
+		link = &(*link)->next;
+	if (is_quiet && *link != NULL)
+		*link = cache->next;
+	kslab_heap_unlock(heap, &state);
+	return is_quiet;
+}
+
+/* Return: false: other CPUs still have pages of it, or look at it. */
 static bool end(struct kslab_cache *cache)
 {
-	if (!kslab_cache_end_zones(cache))
-		return false;
-	unlink_cache(cache);
-	return true;
+	return kslab_cache_end_zones(cache) && unlink_cache(cache);
 }
 
 enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache)

@@ -560,6 +560,8 @@ struct kslab_page *kslab_descriptor_alloc(struct kslab_heap *heap, unsigned word
 			return NULL;
 		/* The one time in its life that mail is written by anything but the protocol. */
 		memset(page, 0, sizeof(*page) + room * sizeof(struct kslab_bits));
+		/* 0 is the key of a busy zone: whoever frees into the run meanwhile has no such page. */
+		KSLAB_STORE_RELAXED(&page->owner, KSLAB_TAG_FULL);
 	}
 	page->next = page->prev = NULL;
 	return page;

@@ -120,9 +120,12 @@ void kslab_heap_print_map(struct kslab_heap *heap, void (*putc)(void *ctx, char 
 	for (; map.cls < KSLAB_CLASSES; map.cls++)
 		print_class(&map);
 	map.cls = 0;
-	for (map.cache = KSLAB_LOAD_ACQUIRE(&heap->caches); map.cache != NULL;
-	     map.cache = map.cache->next)
-		print_class(&map);
+	if (kslab_caches_enter(heap)) {
+		for (map.cache = KSLAB_LOAD_ACQUIRE(&heap->caches); map.cache != NULL;
+		     map.cache = map.cache->next)
+			print_class(&map);
+		kslab_caches_leave(heap);
+	}
 	kslab_print_pair(&map.printer, "large blocks: ", heap->large_blocks, ", ");
 	kslab_print_pair(&map.printer, "", heap->large_pages, " pages\n");
 }

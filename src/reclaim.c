@@ -174,6 +174,24 @@ static void pass_on_late(struct kslab_owner *owner, struct kslab_owner *limbo)
 }
 
 /*
+ * Take in the mail of one page of limbo, and note that its class has something now. Under the lock.
+ * Return: false: there is none.
+ */
+static bool take_limbo_mail(struct kslab_heap *heap)
+{
+	struct kslab_owner *limbo = &limbo_of(heap)->owner;
+	struct kslab_page *page = kslab_sc_next_mail(limbo);
+	struct kslab_sc *sc;
+
+	if (page == NULL)
+		return false;
+	sc = page->sc;
+	kslab_sc_drain(limbo, 1);
+	note_class(heap, sc);
+	return true;
+}
+
+/*
  * One step of bringing limbo up to date: mail of its own, then the zones that linger; *zones: of
  * these, already done. Under the lock. Return: false: that was it.
  */
@@ -181,16 +199,10 @@ static bool tend_step(struct kslab_heap *heap, unsigned *zones)
 {
 	struct kslab_owner *limbo = &limbo_of(heap)->owner;
 	struct kslab_zone **link = &heap->lingering, *zone, *next;
-	struct kslab_page *page = kslab_sc_next_mail(limbo);
 	bool goes_on;
 
-	if (page != NULL) {
-		struct kslab_sc *sc = page->sc;
-
-		kslab_sc_drain(limbo, 1);
-		note_class(heap, sc);
+	if (take_limbo_mail(heap))
 		return true;
-	}
 	for (unsigned n = *zones; *link != NULL && n != 0; n--)
 		link = &(*link)->lingering;
 	zone = *link;
@@ -271,7 +283,9 @@ static void sweep_limbo(struct kslab_heap *heap)
 			return;
 		if (first)
 			kslab_sc_sweep_end(&limbo->owner);
-		is_done = kslab_zone_sweep(heap, limbo, 1);
+		/* Here, and not by the sweep, which notes nothing. */
+		if (!take_limbo_mail(heap))
+			is_done = kslab_zone_sweep(heap, limbo, 1);
 		unlock_reporting(heap, &state);
 	}
 }

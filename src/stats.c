@@ -44,8 +44,9 @@ static void sum_zone(void *ctx, struct kslab_zone *zone)
 		kslab_sc_each(&own->sc, sum_page, sum);
 }
 
-static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out,
-			const char **name)
+/* has_caches: inside kslab_caches_enter. */
+static bool class_stats(struct kslab_heap *heap, unsigned index, bool has_caches,
+			struct kslab_class_stats *out, const char **name)
 {
 	struct class_sum sum = { heap, index, out, NULL };
 
@@ -57,7 +58,7 @@ static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_cl
 		out->size = kslab_class_bytes(index);
 		out->peak_pages = KSLAB_LOAD_RELAXED(&heap->tally.pages_peak[index]);
 	} else {
-		sum.cache = KSLAB_LOAD_ACQUIRE(&heap->caches);
+		sum.cache = has_caches ? KSLAB_LOAD_ACQUIRE(&heap->caches) : NULL;
 		for (unsigned i = KSLAB_CLASSES; sum.cache != NULL && i < index; i++)
 			sum.cache = sum.cache->next;
 		if (sum.cache == NULL)
@@ -72,14 +73,27 @@ static bool class_stats(struct kslab_heap *heap, unsigned index, struct kslab_cl
 
 bool kslab_heap_class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out)
 {
+	bool has_caches = index >= KSLAB_CLASSES && kslab_caches_enter(heap), found;
 	const char *name;
 
-	return class_stats(heap, index, out, &name);
+	found = class_stats(heap, index, has_caches, out, &name);
+	if (has_caches)
+		kslab_caches_leave(heap);
+	return found;
+}
+
+/* Blocks that lie spare were counted with the live ones; they come and go meanwhile. */
+static void leave_spares_out(struct kslab_stats *out, size_t blocks, size_t pages)
+{
+	out->large_blocks -= out->large_blocks < blocks ? out->large_blocks : blocks;
+	out->large_pages -= out->large_pages < pages ? out->large_pages : pages;
+	out->empty_pages += pages;
 }
 
 static void sum_counters(void *ctx, struct kslab_zone *zone)
 {
 	struct kslab_stats *out = ctx;
+	unsigned spares = 0;
 
 	out->counters.slow_allocs += zone->counters.slow_allocs;
 	out->counters.slow_frees += zone->counters.slow_frees;
@@ -89,19 +103,17 @@ static void sum_counters(void *ctx, struct kslab_zone *zone)
 	out->counters.pages_made += zone->counters.pages_made;
 	out->counters.pages_released += zone->counters.pages_released;
 	out->counters.failures += zone->counters.failures;
-	out->empty_pages += zone->spare_run;
-	out->large_pages -= zone->spare_run;
-	for (unsigned i = 0; i < KSLAB_SPARE_BLOCKS && zone->spare[i] != NULL; i++)
-		out->large_blocks--;
+	while (spares < KSLAB_SPARE_BLOCKS && zone->spare[spares] != NULL)
+		spares++;
+	leave_spares_out(out, spares, zone->spare_run);
 }
 
-void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
+static void sum_stats(struct kslab_heap *heap, bool has_caches, struct kslab_stats *out)
 {
 	struct kslab_class_stats one;
+	const char *name;
 
 	memset(out, 0, sizeof(*out));
-	if (heap->state != KSLAB_HEAP_READY)
-		return;
 	out->page_bytes = heap->page_bytes;
 	out->pages_in_use = heap->pages_in_use;
 	out->pages_peak = heap->pages_peak;
@@ -109,7 +121,7 @@ void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
 	out->large_pages = heap->large_pages;
 	out->large_blocks = heap->large_blocks;
 	out->lock_acquisitions = heap->lock_acquisitions;
-	for (unsigned i = 0; kslab_heap_class_stats(heap, i, &one); i++) {
+	for (unsigned i = 0; class_stats(heap, i, has_caches, &one, &name); i++) {
 		out->live_objects += one.live;
 		out->object_bytes += one.live * one.size;
 		out->empty_pages += one.empty_pages;
@@ -118,6 +130,19 @@ void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
 	for (unsigned i = 0; i < KSLAB_REASON_COUNT; i++)
 		out->failed[i] = KSLAB_LOAD_RELAXED(&heap->tally.failed[i]);
 	out->cpus_online = heap->cpus_online;
+}
+
+void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
+{
+	bool has_caches;
+
+	memset(out, 0, sizeof(*out));
+	if (heap->state != KSLAB_HEAP_READY)
+		return;
+	has_caches = kslab_caches_enter(heap);
+	sum_stats(heap, has_caches, out);
+	if (has_caches)
+		kslab_caches_leave(heap);
 }
 
 /* ---- text ------------------------------------------------------------------------------------ */
@@ -187,14 +212,20 @@ void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), 
 	struct kslab_class_stats row;
 	struct kslab_stats stats;
 	const char *name;
+	bool has_caches;
 
-	kslab_heap_stats(heap, &stats);
+	memset(&stats, 0, sizeof(stats));
+	has_caches = heap->state == KSLAB_HEAP_READY && kslab_caches_enter(heap);
+	if (heap->state == KSLAB_HEAP_READY)
+		sum_stats(heap, has_caches, &stats);
 	kslab_print_text(
 		&printer,
 		"class              size   in use    slots   pages    peak  empty  waste\n", 0);
-	for (unsigned i = 0; class_stats(heap, i, &row, &name); i++)
+	for (unsigned i = 0; class_stats(heap, i, has_caches, &row, &name); i++)
 		if (row.peak_pages != 0)
 			print_row(&printer, name, &row, stats.page_bytes);
+	if (has_caches)
+		kslab_caches_leave(heap);
 	print_totals(&printer, &stats);
 }
 

@@ -132,7 +132,8 @@ struct trimming {
 	size_t pages; /* object pages and spare blocks that may still go */
 	size_t looks; /* classes that may be looked at for each */
 	size_t sweep; /* pages that may be looked at for empty ones */
-	bool is_swept; /* all have been */
+	const struct kslab_zone *swept; /* of it all have been ... */
+	uint32_t swept_for; /* ... for that request; another one may have come since */
 };
 
 /* A page for a reclaim request: all that is empty goes, and what is found to be by a sweep. */
@@ -152,12 +153,15 @@ static struct kslab_page *take_requested(struct kslab_heap *heap, struct kslab_z
 				owner); /* one for an older request has seen too little */
 			owner->sweep_epoch = epoch;
 		}
-		trimming->is_swept = kslab_zone_sweep(heap, zone, trimming->sweep);
+		if (kslab_zone_sweep(heap, zone, trimming->sweep)) {
+			trimming->swept = zone;
+			trimming->swept_for = owner->sweep_epoch;
+		}
 		trimming->sweep = 0;
 		page = kslab_zone_take_empty(heap, zone, trimming->looks);
 	}
 	/* A sweep that is through stays so until the last empty page has gone. */
-	if (page == NULL && trimming->is_swept &&
+	if (page == NULL && trimming->swept == zone && trimming->swept_for == owner->sweep_epoch &&
 	    (owner->empty_run == 0 || trimming->looks == KSLAB_ALL)) {
 		KSLAB_STORE_RELAXED(&zone->reclaim_epoch, owner->sweep_epoch);
 		kslab_sc_sweep_end(owner);
@@ -242,10 +246,10 @@ static unsigned next_level(struct kslab_heap *heap, unsigned level)
 void kslab_heap_trim(struct kslab_heap *heap, unsigned level)
 {
 	trim(heap, next_level(heap, level),
-	     (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, false });
+	     (struct trimming){ TRIM_MOST, KSLAB_LOOKS_MOST, SWEEP_MOST, NULL, 0 });
 }
 
 void kslab_heap_trim_all(struct kslab_heap *heap, unsigned level)
 {
-	trim(heap, level, (struct trimming){ KSLAB_ALL, KSLAB_ALL, KSLAB_ALL, false });
+	trim(heap, level, (struct trimming){ KSLAB_ALL, KSLAB_ALL, KSLAB_ALL, NULL, 0 });
 }

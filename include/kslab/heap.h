@@ -208,6 +208,7 @@ struct kslab_heap {
 	struct kslab_page_list large; /* [l] live large blocks */
 	size_t large_blocks, large_pages; /* [l] */
 	struct kslab_cache *caches; /* [l] */
+	uint32_t lookers; /* [a] who walks that list just now: none of it ends meanwhile */
 	struct kslab_heap *next_heap; /* [l] of the default heap: all heaps */
 	unsigned regions; /* [l] */
 	struct kslab_region region[KSLAB_CFG_REGIONS];

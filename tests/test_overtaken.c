@@ -1,0 +1,516 @@
+/* SPDX-License-Identifier: MIT
+ * test_overtaken.c - owns the calls that another CPU overtakes: at each instruction of one call another
+ * call, right or wrong, comes and is over. Each scene stands for a fault that was there.
+ * Rank: test.  Runs: one thread in single steps (x86) plays both CPUs.
+ *
+ * BUILD: -DKSLAB_CFG_HEADER='"fake_cpu.h"' -DKSLAB_CFG_CPUS=4 -DKSLAB_CFG_LEVELS=4
+ */
+#define _GNU_SOURCE
+#include "testing.h"
+
+#include "bitfield.h"
+#include "fake_cpu.h"
+#include "heap.h"
+#include "page_map.h"
+#include "single_step.h"
+
+FAKE_CPU_DEFINE;
+
+#define PAGE ((size_t)4096)
+#define PAGES 2048u /* of the region */
+#define KEPT ((size_t)1 << 20) /* a retention that holds all blocks of a scene */
+
+static struct kslab_heap heap;
+static struct recorder recorder;
+static unsigned char *memory;
+static void *target, *got; /* what op is about, and what it gave */
+static const char *wrong;
+
+static void is_wrong(const char *what)
+{
+	if (wrong == NULL)
+		wrong = what;
+}
+
+static void begin(size_t retain_bytes)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = retain_bytes,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	if (memory == NULL) {
+		memory = mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		assert_true((void *)memory != MAP_FAILED);
+		memory += PAGES * PAGE - (uintptr_t)memory % (PAGES * PAGE);
+	}
+	memset(&heap, 0, sizeof(heap));
+	memset(&recorder, 0, sizeof(recorder));
+	fake_cpu = 0;
+	target = got = NULL;
+	wrong = NULL;
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&heap, memory, PAGES * PAGE), KSLAB_OK);
+	for (fake_cpu = 1; fake_cpu < 3; fake_cpu++)
+		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
+	fake_cpu = 0;
+	assert_non_null(kslab_heap_malloc(&heap, 64)); /* the window is placed, a leaf there */
+}
+
+/* The other CPU waits while the lock is taken; what it does then is what it would do at once. */
+static bool may_overtake(void)
+{
+	return fake_masked == 0;
+}
+
+/* stride: between the steps that are overtaken, from the 256th on. */
+static void play(const char *name, void (*op)(void), void (*overtake)(size_t step),
+		 bool (*verify)(void), size_t stride)
+{
+	struct single_step step = { .name = name,
+				    .op = op,
+				    .may_interrupt = may_overtake,
+				    .interrupt = overtake,
+				    .verify = verify,
+				    .dense = 256,
+				    .stride = stride };
+	bool good = single_step_run_interrupted(&step);
+
+	print_message("# %s: %zu instructions, overtaken at %zu, %zu wrong, the first at %zu\n",
+		      name, step.steps, step.interrupts, step.failures, step.first_failure);
+	assert_true(good);
+	assert_true(step.interrupts > 20);
+}
+
+static bool verdict(void)
+{
+	if (wrong != NULL)
+		fprintf(stderr, "%s\n", wrong);
+	return wrong == NULL;
+}
+
+static void check(void)
+{
+	struct kslab_check_result result;
+
+	if (!kslab_heap_check(&heap, &result))
+		is_wrong(result.what);
+}
+
+/* Pages are free or in use, and none is given out twice. */
+static void check_region(void)
+{
+	static unsigned char seen[PAGES];
+	const struct kslab_region *region = &heap.region[0];
+	uintptr_t first = region->base / PAGE;
+	size_t free_pages = 0;
+	unsigned char *block;
+
+	for (unsigned order = 0; order < region->orders; order++)
+		for (uintptr_t at = first >> order; at <= (first + region->pages - 1) >> order;
+		     at++)
+			if (kslab_bittree_test(region->order[order], at - (first >> order)))
+				free_pages += (size_t)1 << order;
+	if (free_pages != region->free_pages || free_pages + heap.pages_in_use != region->pages)
+		is_wrong("pages of the region do not add up");
+	memset(seen, 0, sizeof(seen));
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	while ((block = kslab_heap_malloc(&heap, 5 * PAGE)) != NULL)
+		for (size_t i = 0; i < 5; i++)
+			if (seen[(size_t)(block - memory) / PAGE + i]++ != 0)
+				is_wrong("a page was given out twice");
+}
+
+/* ---- large blocks ---------------------------------------------------------------------------- */
+
+static void op_free(void)
+{
+	kslab_heap_free(&heap, target);
+}
+
+static void lower_retention(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	kslab_heap_set_retention(&heap, KSLAB_RETAIN_NONE);
+	fake_cpu = 0;
+}
+
+static bool is_whole(void)
+{
+	check();
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	check_region();
+	return verdict();
+}
+
+static void a_retention_lowered_while_a_block_is_freed(void **state)
+{
+	void *blocks[KSLAB_SPARE_BLOCKS + 1];
+
+	(void)state;
+	begin(KEPT);
+	for (size_t i = 0; i < TESTING_COUNT(blocks); i++)
+		assert_non_null(blocks[i] = kslab_heap_malloc(&heap, 40000));
+	for (size_t i = 0; i < KSLAB_SPARE_BLOCKS; i++)
+		kslab_heap_free(&heap, blocks[i]);
+	target = blocks[KSLAB_SPARE_BLOCKS];
+	play("free of a block, retention lowered", op_free, lower_retention, is_whole, 3);
+}
+
+static void op_malloc_block(void)
+{
+	got = kslab_heap_malloc(&heap, 10 * PAGE);
+}
+
+/* Into the middle of the block, before or after it is one: wrong in any case. */
+static void free_inside(size_t step)
+{
+	struct kslab_zone *zone;
+
+	(void)step;
+	fake_cpu = 3; /* not online: owns nothing */
+	kslab_heap_free(&heap, target);
+	if (recorder.count != 1)
+		is_wrong("a pointer into a block that is being made got no verdict");
+	fake_cpu = 1; /* inside its zone an interrupt comes */
+	zone = heap.zone[1];
+	kslab_zone_enter(zone);
+	kslab_heap_free(&heap, target);
+	if (zone->owner.key != 0)
+		is_wrong("a refused free has left a zone that somebody is in");
+	kslab_zone_leave(zone);
+	fake_cpu = 0;
+}
+
+static bool is_refused(void)
+{
+	const struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)got);
+
+	if (recorder.count != 2)
+		is_wrong("a wrong free got no verdict");
+	if (got != (unsigned char *)target - PAGE || page->bits[0].freed != page->slots)
+		is_wrong("a wrong free has changed the block");
+	check();
+	return verdict();
+}
+
+static void a_wrong_free_into_a_block_that_is_being_made(void **state)
+{
+	(void)state;
+	begin(KSLAB_RETAIN_NONE);
+	target = kslab_heap_malloc(&heap, 10 * PAGE); /* where the next one will lie, too */
+	kslab_heap_free(&heap, target);
+	target = (unsigned char *)target + PAGE;
+	/* Its descriptor is a fresh one. */
+	while (heap.meta.free[KSLAB_DESCRIPTOR_LARGE] != NULL)
+		heap.meta.free[KSLAB_DESCRIPTOR_LARGE] =
+			heap.meta.free[KSLAB_DESCRIPTOR_LARGE]->next;
+	play("malloc of a block, wrong free into it", op_malloc_block, free_inside, is_refused, 3);
+}
+
+static size_t resize_to;
+
+static void op_resize(void)
+{
+	got = kslab_heap_realloc(&heap, target, resize_to);
+}
+
+static void free_elsewhere(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	kslab_heap_free(&heap, target);
+	fake_cpu = 0;
+}
+
+/* Whoever came second was refused, or freed what the other had moved. */
+static bool is_sane(void)
+{
+	for (unsigned cpu = 0; cpu < 2; cpu++) {
+		const struct kslab_zone *zone = heap.zone[cpu];
+		size_t run = 0;
+
+		for (unsigned i = 0; i < zone->spares; i++)
+			run += zone->spare[i]->slots;
+		if (run != zone->spare_run)
+			is_wrong("the spare blocks of a zone do not add up");
+	}
+	check();
+	check_region();
+	return verdict();
+}
+
+static void a_block_freed_while_it_is_resized(void **state)
+{
+	static const struct {
+		const char *name;
+		size_t from, to, retain;
+		bool has_room;
+	} scenes[] = {
+		{ "shrinks", 40, 20, KSLAB_RETAIN_NONE, false },
+		{ "shrinks, is kept", 40, 20, KEPT, false },
+		{ "grows", 40, 50, KSLAB_RETAIN_NONE, false },
+		{ "grows, is kept", 40, 50, KEPT, false },
+		{ "grows into a spare block", 64, 70, 4 * KEPT, true },
+		{ "swallows a spare block", 64, 140, 4 * KEPT, true },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(scenes); i++) {
+		void *room;
+
+		begin(scenes[i].retain);
+		target = kslab_heap_malloc(&heap, scenes[i].from * PAGE);
+		room = scenes[i].has_room ? kslab_heap_malloc(&heap, scenes[i].from * PAGE) : NULL;
+		kslab_heap_free(&heap, room);
+		resize_to = scenes[i].to * PAGE;
+		play(scenes[i].name, op_resize, free_elsewhere, is_sane, 3);
+	}
+}
+
+static void op_free_stale(void)
+{
+	fake_cpu = 1;
+	kslab_heap_free(&heap, target);
+	fake_cpu = 0;
+}
+
+/* The block goes, and its descriptor becomes that of another one. */
+static void free_and_reuse(size_t step)
+{
+	(void)step;
+	fake_cpu = 0;
+	kslab_heap_free(&heap, target);
+	assert_non_null(kslab_heap_malloc(&heap, 64));
+	got = kslab_heap_malloc(&heap, 20 * PAGE);
+	fake_cpu = 1;
+}
+
+static bool is_other_block_live(void)
+{
+	const struct kslab_page *page;
+
+	if (got != NULL && got != target) {
+		page = kslab_page_map_find(&heap.map, (uintptr_t)got);
+		if (KSLAB_LOAD_RELAXED(&page->owner) != kslab_large_tag(&heap))
+			is_wrong("the free of a block that is gone has ended another one");
+	}
+	check();
+	return verdict();
+}
+
+static void a_block_freed_twice_whose_descriptor_is_used_again(void **state)
+{
+	(void)state;
+	begin(KSLAB_RETAIN_NONE);
+	target = kslab_heap_malloc(&heap, 300 * PAGE);
+	play("second free of a block", op_free_stale, free_and_reuse, is_other_block_live, 3);
+}
+
+/* ---- caches ---------------------------------------------------------------------------------- */
+
+static struct kslab_cache caches[3];
+static void op_look(void)
+{
+	struct kslab_class_stats one;
+	struct kslab_stats stats;
+
+	kslab_heap_stats(&heap, &stats);
+	(void)kslab_heap_class_stats(&heap, KSLAB_CLASSES + 1, &one);
+	if (stats.large_blocks > 10 || stats.large_pages > PAGES)
+		is_wrong("figures went below zero");
+}
+
+static void end_a_cache(size_t step)
+{
+	struct kslab_cache *cache = &caches[step % TESTING_COUNT(caches)];
+
+	fake_cpu = 1;
+	if (kslab_cache_destroy(cache) == KSLAB_OK)
+		memset(cache, 0xff, sizeof(*cache)); /* its memory is the caller's again */
+	fake_cpu = 0;
+}
+
+static bool ends_later(void)
+{
+	fake_cpu = 1;
+	for (size_t i = 0; i < TESTING_COUNT(caches); i++)
+		if (caches[i].heap == &heap && kslab_cache_destroy(&caches[i]) != KSLAB_OK)
+			is_wrong("a cache that nobody looks at does not end");
+	fake_cpu = 0;
+	return is_whole();
+}
+
+static void a_cache_that_ends_while_figures_are_read(void **state)
+{
+	(void)state;
+	begin(KEPT);
+	for (size_t i = 0; i < TESTING_COUNT(caches); i++) {
+		void *object;
+
+		assert_int_equal(kslab_heap_cache_init(&heap, &caches[i], "cache", 100 + i, 0, NULL,
+						       NULL),
+				 KSLAB_OK);
+		fake_cpu = 1; /* which ends it, and has nobody to wait for */
+		assert_non_null(object = kslab_cache_alloc(&caches[i]));
+		kslab_cache_free(&caches[i], object);
+		fake_cpu = 0;
+	}
+	play("stats, a cache ends", op_look, end_a_cache, ends_later, 5);
+}
+
+/* Counted in none of the totals that were read before, and spare in the zones that are read after. */
+static void blocks_come_and_go(size_t step)
+{
+	void *blocks[4];
+
+	(void)step;
+	fake_cpu = 1;
+	for (size_t i = 0; i < TESTING_COUNT(blocks); i++)
+		assert_non_null(blocks[i] = kslab_heap_malloc(&heap, 8 * PAGE));
+	for (size_t i = 0; i < TESTING_COUNT(blocks); i++)
+		kslab_heap_free(&heap, blocks[i]);
+	fake_cpu = 0;
+}
+
+static void blocks_that_come_and_go_while_figures_are_read(void **state)
+{
+	(void)state;
+	begin(KEPT);
+	play("stats, blocks come and go", op_look, blocks_come_and_go, is_whole, 31);
+}
+
+/* ---- pages that are wanted ------------------------------------------------------------------- */
+
+#define OBJECTS 16u /* a page of them */
+
+static void op_quiesce(void)
+{
+	(void)kslab_heap_quiesce(&heap);
+}
+
+static void op_reclaim(void)
+{
+	(void)kslab_heap_reclaim(&heap, 1);
+}
+
+static void free_in_limbo(size_t step)
+{
+	(void)step;
+	fake_cpu = 2;
+	kslab_heap_free(&heap, target);
+	fake_cpu = 0;
+}
+
+/* The slot that was freed serves when nothing else does. */
+static bool is_found(void)
+{
+	heap.max_pages = 1;
+	if (kslab_heap_malloc(&heap, 256) == NULL)
+		is_wrong("a free slot in a page of a CPU that is gone is not found");
+	heap.max_pages = 0;
+	check();
+	return verdict();
+}
+
+static void a_full_page_of_limbo_that_gets_mail(void **state)
+{
+	void (*const ops[])(void) = { op_quiesce, op_reclaim };
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(ops); i++) {
+		void *objects[OBJECTS];
+
+		begin(KSLAB_RETAIN_NONE);
+		fake_cpu = 1;
+		for (size_t k = 0; k < OBJECTS; k++)
+			assert_non_null(objects[k] = kslab_heap_malloc(&heap, 256));
+		assert_int_equal(kslab_heap_cpu_offline(&heap, 1), KSLAB_OK);
+		fake_cpu = 0;
+		target = objects[0];
+		play(i == 0 ? "quiesce, mail for limbo" : "reclaim, mail for limbo", ops[i],
+		     free_in_limbo, is_found, 3);
+	}
+}
+
+static void *spread[1280]; /* a live object in each of 40 pages, and the rest */
+static bool is_inside;
+
+/* While CPU 0 serves the first request, it is served to its end, and another one begun. */
+static void ask_again(void *ctx, void *mem, size_t pages)
+{
+	fake_source_free(ctx, mem, pages);
+	if (!is_inside || fake_cpu != 0)
+		return;
+	is_inside = false;
+	kslab_heap_trim(&heap, 0);
+	fake_cpu = 1;
+	for (size_t i = 0; i < TESTING_COUNT(spread); i += 32)
+		kslab_heap_free(&heap, spread[i]);
+	(void)kslab_heap_reclaim(&heap, 1000);
+	fake_cpu = 0;
+	kslab_heap_trim(&heap, 0);
+}
+
+static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
+{
+	static struct testing t;
+	const struct kslab_config config = { .max_page_bytes = PAGE, .retain_bytes = KEPT };
+	const struct kslab_sc *sc = &heap.boot_zone.sc[kslab_class_of(128)];
+	void *object;
+
+	(void)state;
+	fake_source_init(&t.source, PAGE, 512, false);
+	memset(&heap, 0, sizeof(heap));
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_set_page_source(&heap, fake_source_alloc, ask_again, &t.source),
+			 KSLAB_OK);
+	fake_cpu = 1;
+	assert_int_equal(kslab_heap_cpu_online(&heap, 1), KSLAB_OK);
+	fake_cpu = 0;
+	for (size_t i = 0; i < TESTING_COUNT(spread); i++)
+		assert_non_null(spread[i] = kslab_heap_malloc(&heap, 128));
+	for (size_t i = 0; i < TESTING_COUNT(spread); i++)
+		if (i % 32 != 0)
+			kslab_heap_free(&heap, spread[i]);
+	(void)kslab_heap_reclaim(&heap, 100);
+	kslab_heap_idle(&heap);
+	assert_true(sc->pages >= 40);
+	object = kslab_heap_malloc(&heap, 2048);
+	fake_cpu = 1;
+	kslab_heap_free(&heap, object);
+	(void)kslab_heap_reclaim(&heap, 1000);
+	fake_cpu = 0;
+	for (size_t i = 0; i < 100 && heap.boot_zone.reclaim_epoch != heap.reclaim_epoch; i++) {
+		is_inside = true;
+		kslab_heap_trim(&heap, 0);
+		if (!is_inside)
+			break;
+	}
+	is_inside = false;
+	for (size_t i = 0; i < 50; i++)
+		kslab_heap_trim(&heap, 0);
+	assert_true(kslab_heap_check(&heap, NULL));
+	assert_true(sc->pages <= 1);
+	assert_int_equal(kslab_heap_fini(&heap), KSLAB_OK);
+	fake_source_fini(&t.source);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_retention_lowered_while_a_block_is_freed),
+		cmocka_unit_test(a_wrong_free_into_a_block_that_is_being_made),
+		cmocka_unit_test(a_block_freed_while_it_is_resized),
+		cmocka_unit_test(a_block_freed_twice_whose_descriptor_is_used_again),
+		cmocka_unit_test(a_cache_that_ends_while_figures_are_read),
+		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
+		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
+		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
