@@ -132,7 +132,9 @@
  * Limbo. It is brought up to date by steps under the lock, a page each, between which the lock is
  * dropped; a zone that lingers is emptied class by class, a page that is QUEUED goes to the tail of
  * its list, and after as many of them as can be on their way into a mailbox the class is left for
- * the next time. cpu_offline, reclaim and quiesce do all steps, adopt four.
+ * the next time. cpu_offline, reclaim and quiesce do all steps, adopt four. Caches' pages stay in the
+ * zone that has no CPU, which is swept, and gives back what is empty, by the same steps; of its caches
+ * a source that fails looks at KSLAB_LOOKS_MOST before it looks for more.
  *
  * ---- Interrupts ---------------------------------------------------------------------------------
  *

@@ -219,6 +219,8 @@ struct kslab_heap {
 	/* [a] classes of which limbo has pages with free slots: one bit each, 32 a word */
 	kslab_word limbo_classes[2];
 	struct kslab_zone *lingering; /* [a] written under [l]: parked zones that wait for mail */
+	/* [a] written under [l]: object pages of caches in parked zones; thereof of each CPU */
+	size_t parked_pages, parked_of[KSLAB_CFG_CPUS];
 	uint32_t cpus_online; /* [l] */
 	struct kslab_tally tally; /* [a] */
 	struct kslab_injecting inject; /* what shall fail */

@@ -11,7 +11,8 @@
  * Progress. Objects freed by other CPUs become usable for their owner's allocations at the owner's
  * next slow path in that class, at its kslab_idle, kslab_reclaim or kslab_quiesce. Memory of an
  * idle CPU stays with it until it calls one of these; it is at most the retention plus its partly
- * used pages.
+ * used pages. What a CPU that is offline has left goes back at anybody's kslab_reclaim, or allocation
+ * whose page source has failed.
  *
  * No call is longer because the heap is larger, unless its Complexity says so: what waits is done a
  * few steps a call. A slow path of an allocation takes in the mail of 8 pages (what others freed on
@@ -173,6 +174,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
 
 /*
  * kslab_cpu_offline - hand the pages of a CPU to the others
+ * Pages of object caches that are partly used stay with the cache and the CPU, for its return; empty
+ * ones, or those that become so, go back like all that are left: when memory is asked for.
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
  * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
  * again. Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
@@ -196,7 +199,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
  * is used up O(words of a page), or the page source: at most 1,500 from pages that are there, 10,000
  * with mail, 6,000 if a page is made (8,000 from a source whose pages lie so far apart that each
  * needs a leaf of the map, 80,000 in the first call of all), 30,000 if everything comes together. If
- * the page source fails, O(pages of this CPU) before the call does; large blocks O(their pages).
+ * the page source fails, O(pages of this CPU, and of CPUs that are gone) before the call does; large
+ * blocks O(their pages).
  * Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
  */
 void *kslab_malloc(size_t n);
@@ -305,11 +309,12 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 
 /*
  * kslab_reclaim - give back up to `pages` base pages that hold no live object
- * Takes from this CPU now; asks the other CPUs, which serve it at their next slow paths, a few
- * pages each, or at kslab_idle. With a purge callback, and if that was not enough, base pages of
- * regions are purged inside object pages, too, where they hold no live object. Return: base pages
- * given back by this call, purged ones not counted; in an NMI nothing is purged, and what was found
- * goes back with the next pages outside. Complexity: O(pages of this CPU, and of CPUs that are gone).
+ * Takes from this CPU now, and of what CPUs that are offline have left, caches included; asks the
+ * other CPUs, which serve it at their next slow paths, a few pages each, or at kslab_idle. With a purge
+ * callback, and if that was not enough, base pages of regions are purged inside object pages, too,
+ * where they hold no live object. Return: base pages given back by this call, purged ones not counted;
+ * in an NMI nothing is purged, and what was found goes back with the next pages outside. Complexity:
+ * O(pages of this CPU, and of CPUs that are gone).
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
