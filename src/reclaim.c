@@ -4,8 +4,8 @@
  *
  * Limbo is a zone without a CPU: it owns the pages of CPUs that went offline, and is operated by
  * whoever holds the heap lock. Pages that are QUEUED when their CPU goes wait in its parked zone
- * until their mail arrives. Caches' pages stay there, as limbo has no parts for caches: the zone is
- * operated like limbo until its CPU is back, and gives back what is empty.
+ * until their mail arrives. Caches' pages stay there, as limbo has no parts for caches: until its CPU
+ * is back, the zone is operated like limbo.
  */
 #include "debug.h"
 #include "heap.h"
@@ -336,16 +336,24 @@ static struct kslab_zone *parked_of(const struct kslab_heap *heap, unsigned cpu)
 }
 
 /*
- * One step of a sweep through a cache's part of a parked zone: mail, the current page, one that is
- * partly used, one that is empty (see kslab_sc_sweep); looks: how many of these there are still to
- * come. Under the lock. The zone's own sweep is left alone: it is move_to_limbo's. Return: false:
+ * A sweep through a cache's part of a parked zone, whose own sweep is left alone: it is
+ * move_to_limbo's. First the partly used pages, then the empty ones (why: see kslab_sc_sweep).
+ */
+struct part_sweep {
+	unsigned list; /* that it has come to */
+	const struct kslab_page *end; /* its last page then, compared only; NULL: not begun */
+	uint32_t left; /* pages to look at there: the end may be gone since */
+};
+
+/*
+ * One step: mail of a page; or the current page, and one of a list. Under the lock. Return: false:
  * that was it.
  */
-static bool sweep_step(struct kslab_zone *zone, struct kslab_sc *sc, uint32_t looks[2])
+static bool sweep_step(struct kslab_zone *zone, struct kslab_sc *sc, struct part_sweep *sweep)
 {
 	struct kslab_page_list *lists[] = { &sc->partial, &sc->empty };
-	const uint32_t pages[] = { sc->pages - sc->empty_pages, sc->empty_pages };
 	struct kslab_owner *owner = &zone->owner;
+	struct kslab_page *page;
 
 	if (zone->heap->debug_level != 0)
 		kslab_fence_issue(zone->heap, zone, sc);
@@ -353,41 +361,47 @@ static bool sweep_step(struct kslab_zone *zone, struct kslab_sc *sc, uint32_t lo
 		kslab_sc_drain(owner, 1);
 		return true;
 	}
-	if (sc->page != NULL) {
-		kslab_sc_retire(owner, sc);
-		return true;
+	kslab_sc_retire(owner, sc);
+	if (sweep->list == 0 && sc->partial.head == NULL)
+		*sweep = (struct part_sweep){ .list = 1 };
+	page = lists[sweep->list]->head;
+	if (page == NULL)
+		return false;
+	if (sweep->end == NULL) {
+		sweep->end = page->prev;
+		sweep->left = sc->pages;
 	}
-	for (unsigned n = 0; n < KSLAB_ARRAY_LENGTH(lists); n++) {
-		struct kslab_page *page = lists[n]->head;
-
-		if (looks[n] > pages[n])
-			looks[n] = pages[n];
-		if (looks[n] == 0 || page == NULL)
-			continue;
-		looks[n]--;
-		lists[n]->head = page->next; /* to the tail, if it stays */
-		kslab_page_harvest(owner, page);
-		if (page->state == KSLAB_PAGE_PARTIAL)
-			kslab_sc_refile(owner, page);
+	lists[sweep->list]->head = page->next; /* to the tail, if it stays */
+	kslab_page_harvest(owner, page);
+	if (page->state == KSLAB_PAGE_PARTIAL)
+		kslab_sc_refile(owner, page);
+	if (page != sweep->end && --sweep->left != 0)
 		return true;
-	}
-	return false;
+	if (sweep->list == 1)
+		return false;
+	*sweep = (struct part_sweep){ .list = 1 };
+	return sc->empty.head != NULL;
 }
 
-/* Harvest all of a cache's part of a parked zone; the lock is dropped after each step. */
-static void sweep_part(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
+/*
+ * Harvest all of a cache's part of a parked zone; the lock is dropped after each step. Return: there
+ * are empty pages.
+ */
+static bool sweep_part(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
 {
-	uint32_t looks[] = { UINT32_MAX, UINT32_MAX };
-	bool goes_on = true;
+	struct part_sweep sweep = { 0, NULL, 0 };
+	bool goes_on = true, has_empty = false;
 
 	while (goes_on) {
 		struct kslab_lock_state state;
 
 		if (!lock_parked(heap, zone, &state))
-			return;
-		goes_on = sweep_step(zone, sc, looks);
+			return false;
+		goes_on = sweep_step(zone, sc, &sweep);
+		has_empty = sc->empty.head != NULL;
 		unlock_parked(heap, zone, &state);
 	}
+	return has_empty;
 }
 
 static void sweep_parked(struct kslab_heap *heap)
@@ -417,7 +431,7 @@ static void sweep_gone(struct kslab_heap *heap)
 
 /*
  * One step of taking an empty page out of a zone without a CPU: of one class, or (NULL) of the next
- * few. NULL: none there; *goes_on: there may be one further on.
+ * few. NULL: none there; *goes_on: there are others.
  */
 static struct kslab_page *take_step(struct kslab_heap *heap, struct kslab_zone *zone,
 				    struct kslab_sc *sc, bool *goes_on)
@@ -436,7 +450,7 @@ static struct kslab_page *take_step(struct kslab_heap *heap, struct kslab_zone *
 		KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
 	if (page != NULL && zone == limbo_of(heap))
 		note_class(heap, page->sc);
-	*goes_on = page == NULL && zone->owner.empty_run != 0;
+	*goes_on = sc != NULL ? sc->empty.head != NULL : zone->owner.empty_run != 0;
 	unlock_parked(heap, zone, &state);
 	return page;
 }
@@ -472,7 +486,7 @@ static size_t reclaim_from(struct kslab_heap *heap, struct kslab_zone *zone, siz
 	return released;
 }
 
-/* Empty pages of CPUs that are gone go back; with a look for them, or what is known. Return: base pages. */
+/* Give back empty pages of CPUs that are gone; with a look for them, or what is known. */
 static size_t reclaim_gone(struct kslab_heap *heap, size_t want, bool looks)
 {
 	size_t caches = looks ? KSLAB_ALL : KSLAB_LOOKS_MOST, released = 0;
@@ -495,10 +509,9 @@ static size_t reclaim_gone(struct kslab_heap *heap, size_t want, bool looks)
 void kslab_parked_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
 {
 	struct kslab_page *page;
-	bool goes_on;
+	bool goes_on = sweep_part(heap, zone, sc);
 
-	sweep_part(heap, zone, sc);
-	while ((page = take_step(heap, zone, sc, &goes_on)) != NULL)
+	while (goes_on && (page = take_step(heap, zone, sc, &goes_on)) != NULL)
 		kslab_heap_release_page(heap, page);
 }
 
@@ -547,6 +560,65 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	note_class(heap, sc);
 	kslab_heap_unlock(heap, &state);
 	return adopted;
+}
+
+/*
+ * One step of taking a page with free slots out of a cache's part of a parked zone into its part of
+ * an entered one, or of looking for one. Under the lock. Return: false: there is nothing.
+ */
+static bool adopt_step(struct kslab_zone *parked, struct kslab_sc *from, struct kslab_zone *zone,
+		       struct kslab_sc *to, bool *adopted)
+{
+	struct kslab_page_list *list = from->partial.head != NULL ? &from->partial : &from->empty;
+	struct kslab_page *page = list->head;
+
+	if (page == NULL && from->page != NULL) {
+		kslab_sc_retire(&parked->owner, from);
+		return true;
+	}
+	if (page == NULL)
+		return kslab_sc_drain(&parked->owner, 1) != 0;
+	if (!kslab_sc_move(&parked->owner, page, &zone->owner, to)) {
+		list->head = page->next; /* QUEUED */
+		return true;
+	}
+	count_parked(parked->heap, parked->cpu, parked->heap->parked_of[parked->cpu] - 1);
+	*adopted = page->state != KSLAB_PAGE_FULL; /* a partial one may turn out to be */
+	return true;
+}
+
+static bool adopt_from(struct kslab_heap *heap, struct kslab_zone *parked, struct kslab_sc *from,
+		       struct kslab_zone *zone, struct kslab_sc *to)
+{
+	bool adopted = false, goes_on = true;
+
+	for (unsigned n = 0; n < ADOPT_STEPS && goes_on && !adopted; n++) {
+		struct kslab_lock_state state;
+
+		if (!lock_parked(heap, parked, &state))
+			return false;
+		goes_on = adopt_step(parked, from, zone, to, &adopted);
+		pass_on_late(&parked->owner, &limbo_of(heap)->owner);
+		kslab_heap_unlock(heap, &state);
+	}
+	return adopted;
+}
+
+bool kslab_parked_adopt(struct kslab_heap *heap, struct kslab_zone *zone,
+			const struct kslab_cache *cache, struct kslab_sc *sc)
+{
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		struct kslab_zone *parked = parked_of(heap, cpu);
+
+		for (; parked != NULL; parked = KSLAB_LOAD_ACQUIRE(&parked->inner)) {
+			struct kslab_cache_zone *own =
+				KSLAB_LOAD_ACQUIRE(&cache->zones[kslab_zone_index(parked)]);
+
+			if (own != NULL && adopt_from(heap, parked, &own->sc, zone, sc))
+				return true;
+		}
+	}
+	return false;
 }
 
 /* ---- the page source fails, or memory is asked for ------------------------------------------- */
@@ -672,7 +744,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 		if (!kslab_heap_lock(heap, &state))
 			return KSLAB_BUSY;
 		stop_lingering(heap, z); /* from here on nobody else operates it */
-		count_parked(heap, cpu, 0);
+		if (KSLAB_LOAD_RELAXED(&z->inner) == NULL) /* the last one */
+			count_parked(heap, cpu, 0);
 		heap->cpus_online += z == zone;
 		kslab_heap_unlock(heap, &state);
 	}

@@ -1363,6 +1363,40 @@ static void a_page_with_live_objects_of_a_cpu_that_is_gone_stays_its_caches(void
 	end_left();
 }
 
+/* Free slots on it serve the cache on any CPU: before the source is asked, and where it has failed. */
+static void a_page_of_a_cache_of_a_cpu_that_is_gone_is_adopted(void **state)
+{
+	const struct kslab_config *const configs[] = { &single_frames, &poisoned };
+
+	(void)state;
+	for (unsigned c = 0; c < TESTING_COUNT(configs); c++) {
+		size_t pages;
+
+		leave_cache(configs[c], 0);
+		pages = object_pages();
+		for (unsigned i = 0; i < GONE; i += 2)
+			put_left_on(2, i);
+		for (unsigned i = 0; i < GONE; i += 4) {
+			left_object[i] = get_left_on(0);
+			memset(left_object[i], (int)i, 1024);
+		}
+		must_pass();
+		assert_true(object_pages() == pages);
+		t.heap.max_pages = t.heap.pages_in_use;
+		for (unsigned i = 2; i < GONE; i += 4)
+			left_object[i] = get_left_on(0);
+		assert_true(object_pages() == pages);
+		online_here(1);
+		for (unsigned i = 0; i < GONE; i++)
+			put_left_on(i % 3, i);
+		all_idle();
+		(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		all_idle();
+		assert_true(object_pages() == 0);
+		end_left();
+	}
+}
+
 /* One side at each instruction of the other: CPU 0 reclaims, CPU 1 comes online and uses its cache. */
 static void op_reclaim_left(void)
 {
@@ -1570,6 +1604,7 @@ int main(void)
 		TEST(reclaim_finds_a_caches_empty_pages_on_every_level_of_a_cpu_that_is_gone),
 		TEST(a_source_that_fails_is_served_by_a_cache_of_a_cpu_that_is_gone),
 		TEST(a_page_with_live_objects_of_a_cpu_that_is_gone_stays_its_caches),
+		TEST(a_page_of_a_cache_of_a_cpu_that_is_gone_is_adopted),
 		TEST(a_cpu_may_come_back_at_any_instruction_of_a_reclaim_of_its_caches),
 		TEST(cpus_that_come_and_go_leave_nothing_of_a_cache_behind),
 	};

@@ -20,8 +20,8 @@
  * was asked for by kslab_reclaim elsewhere, and looks at up to 4 partly used pages for that; the free
  * of a large block releases two that were freed in an NMI, and one into a region purges 4 pieces of
  * it; an allocation that looks into the pages of CPUs that are gone does 4 steps of bringing them up
- * to date. The next such calls do the rest; kslab_idle, kslab_quiesce and kslab_reclaim do all of
- * what this CPU can do.
+ * to date, one of a cache 4 for each of these CPUs and levels that used it. The next such calls do the
+ * rest; kslab_idle, kslab_quiesce and kslab_reclaim do all of what this CPU can do.
  *
  * Longest calls are given in instructions (x86_64, gcc -O2, pages of 4 KiB with up to 512 slots,
  * regions of 1 GiB; page source, report hook, constructors and the filling and copying of contents
@@ -174,8 +174,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
 
 /*
  * kslab_cpu_offline - hand the pages of a CPU to the others
- * Pages of object caches that are partly used stay with the cache and the CPU, for its return; empty
- * ones, or those that become so, go back like all that are left: when memory is asked for.
+ * Those with free slots are taken over by who needs a page of that size class or object cache, empty
+ * ones go back when memory is asked for.
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
  * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
  * again. Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
@@ -397,7 +397,8 @@ size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
 
 /*
  * As kslab_malloc; and the constructors. Complexity: as kslab_malloc, 300 instructions if a free
- * object is at hand; O(slots) constructors where a page is made.
+ * object is at hand; O(slots) constructors where a page is made; O(CPUs), where one that is offline has
+ * left pages of a cache.
  */
 void *kslab_cache_alloc(struct kslab_cache *cache);
 /* As kslab_free; fault WRONG_CACHE. Complexity: as kslab_free, by its slow path: 300. */

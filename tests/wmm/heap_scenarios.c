@@ -487,16 +487,21 @@ static void reclaim_free_1_of_cache(void)
 	free_1_of_cache();
 }
 
-static void come_online_and_use_cache(void)
+/* Out of the page of a CPU that is gone, or online again. */
+static void use_cache(void)
 {
-	void *object;
+	void *object = kslab_cache_alloc(&h.cache);
 
-	come_online();
-	object = kslab_cache_alloc(&h.cache);
 	if (object == NULL)
 		return;
 	use(object);
 	kslab_cache_free(&h.cache, object);
+}
+
+static void come_online_and_use_cache(void)
+{
+	come_online();
+	use_cache();
 }
 
 static void cache_not_yet(void)
@@ -762,17 +767,20 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: come and go", "a fresh zone that is parked at once", cpu2_not_yet, { quiesce, nothing, come_and_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, goes", "a free is not forgotten when its CPU goes", cpu2_current, { is_not_quiet, give_0_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, back", "... and comes back", cpu2_current, { is_not_quiet, give_0_go_and_come }, check_heap, 0, WORLD },
+	{ "heap: cache gone", "an object is freed, its page reclaimed", cpu1_cache_gone_partial, { reclaim, nothing, free_0_of_cache }, check_cache, 1, WORLD },
+	{ "heap: cache gone, full", "mail, while its page is reclaimed", cpu1_cache_gone_full, { reclaim_free_1_of_cache, nothing, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache gone, back", "its CPU comes online, a page is reclaimed, an object freed", cpu1_cache_gone_partial, { reclaim, come_online_and_use_cache, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache adopted", "a page of a CPU that is gone, while an object of it is freed", cpu1_cache_gone_partial, { use_cache, nothing, free_0_of_cache }, check_cache, 1, WORLD },
+	{ "heap: cache adopted, full", "... and its mail", cpu1_cache_gone_full, { use_cache, free_1_of_cache, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache adopted, back", "its CPU comes online", cpu1_cache_gone_partial, { use_cache, come_online_and_use_cache, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache goes", "its CPU goes, while another reclaims", cpu1_cache_empty, { reclaim, go_offline }, check_cache, 1, WORLD },
+	{ "heap: cache goes, new", "in a fresh zone that is parked at once", cache_not_yet, { reclaim, nothing, come_online_use_cache_and_go }, check_cache, 0, WORLD },
 	{ "heap: cache ends", "while its CPU idles", cpu1_cache_empty, { end_cache_twice, idle }, check_cache, 1, WORLD },
 	{ "heap: cache ends, slow", "while its CPU comes by slow paths", cpu1_cache_empty, { end_cache_twice, leave_twice }, check_cache, 1, WORLD },
 	{ "heap: cache ends, free", "its objects were just freed by a third CPU", cpu1_cache_full, { end_cache_if_passed_on, idle, free_both_of_cache }, check_cache, 0, WORLD },
 	{ "heap: cache ends, goes", "its CPU goes offline", cpu1_cache_empty, { end_cache_twice, go_offline }, check_cache, 0, WORLD },
 	{ "heap: cache ends, back", "its CPU comes online", cpu1_cache_gone, { end_cache_twice, come_online_and_idle }, check_cache, 0, WORLD },
 	{ "heap: cache ends, near", "a page of another one is made beside its", cpu1_cache_near, { end_cache, take_of_other }, check_cache_near, 1, WORLD },
-	{ "heap: cache gone", "an object is freed, its page reclaimed", cpu1_cache_gone_partial, { reclaim, nothing, free_0_of_cache }, check_cache, 1, WORLD },
-	{ "heap: cache gone, full", "mail, while its page is reclaimed", cpu1_cache_gone_full, { reclaim_free_1_of_cache, nothing, free_0_of_cache }, check_cache, 0, WORLD },
-	{ "heap: cache gone, back", "its CPU comes online, a page is reclaimed, an object freed", cpu1_cache_gone_partial, { reclaim, come_online_and_use_cache, free_0_of_cache }, check_cache, 0, WORLD },
-	{ "heap: cache goes", "its CPU goes, while another reclaims", cpu1_cache_empty, { reclaim, go_offline }, check_cache, 1, WORLD },
-	{ "heap: cache goes, new", "in a fresh zone that is parked at once", cache_not_yet, { reclaim, nothing, come_online_use_cache_and_go }, check_cache, 0, WORLD },
 	{ "heap: two go", "both make limbo", no_limbo, { nothing, go_offline, go_offline }, check_heap, 0, WORLD },
 };
 /* clang-format on */
@@ -799,6 +807,8 @@ const struct weakened weakened[] = {
 	{ "object_page", "kslab_page_harvest_word", "STORE_RELEASE" },
 	{ "object_page", "kslab_page_harvest_word", "LOAD_ACQUIRE" },
 	{ "sc_allocator", "kslab_sc_insert", "STORE_RELEASE" },
+	{ "sc_allocator", "kslab_sc_move", "STORE_RELEASE" },
+	{ "object_page", "kslab_page_sc", NULL },
 	{ NULL, NULL, NULL },
 };
 

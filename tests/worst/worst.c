@@ -544,6 +544,19 @@ static void malloc_parked(size_t pages)
 	}
 }
 
+/* The next CPU takes page after page over, and no other. */
+static void cache_adopt(size_t pages)
+{
+	size_t left;
+
+	parked(pages, true);
+	left = kslab_default_heap.parked_pages;
+	must(kslab_cache_alloc(&parked_cache) != NULL, "the cache's first use here");
+	for (size_t i = 0; i < 4 * SAMPLES; i++) /* four of each page */
+		STEP(kslab_cache_alloc(&parked_cache));
+	must(kslab_default_heap.parked_pages < left - 1, "nothing was adopted");
+}
+
 /* Five pages, new and out of spare blocks; many live ones. */
 static void malloc_large(size_t pages)
 {
@@ -1420,6 +1433,7 @@ static const struct scene {
 	{ "cache_destroy", "empty pages", cache_destroy, PAGES, 0 },
 	{ "cache_reserve 1", "partial pages", cache_reserve, 600, 0 },
 	{ "cache_alloc", "first use; a page is made", cache_alloc, 6000, LEAF },
+	{ "cache_alloc", "adopts a page of a CPU that is gone", cache_adopt, 1500, 0 },
 	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
 	{ "malloc_bulk 16", "each makes a page", bulk_make, BULK * 2000, LEAF },
