@@ -59,7 +59,18 @@ static void *insert_and_take(struct kslab_heap *heap, const struct kslab_request
 	return object;
 }
 
-/* What this CPU has for a request, and limbo. */
+/* A page with free slots that a CPU has left behind becomes this one's. */
+static bool adopt(struct kslab_heap *heap, const struct kslab_request *request,
+		  struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	if (request->cache == NULL)
+		return KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
+		       kslab_limbo_adopt(heap, zone, request->cls);
+	return KSLAB_LOAD_RELAXED(&heap->parked_pages) != 0 &&
+	       kslab_parked_adopt(heap, zone, request->cache, sc);
+}
+
+/* What this CPU has for a request, and what others have left. */
 static void *take_from_zone(struct kslab_heap *heap, const struct kslab_request *request,
 			    struct kslab_zone *zone, struct kslab_sc *sc)
 {
@@ -71,9 +82,7 @@ static void *take_from_zone(struct kslab_heap *heap, const struct kslab_request 
 		kslab_fence_issue(heap, zone, sc);
 	if (object == NULL)
 		object = kslab_sc_next(&zone->owner, sc);
-	if (object == NULL && request->cache == NULL &&
-	    KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0 &&
-	    kslab_limbo_adopt(heap, zone, request->cls))
+	if (object == NULL && adopt(heap, request, zone, sc))
 		object = kslab_sc_next(&zone->owner, sc);
 	return object;
 }

@@ -191,7 +191,7 @@ static inline struct kslab_cache *cache_of(const struct kslab_page *page)
 {
 	if (!(KSLAB_LOAD_RELAXED(&page->owner) & KSLAB_TAG_CACHE))
 		return NULL;
-	return ((const struct kslab_cache_zone *)page->sc)->cache;
+	return ((const struct kslab_cache_zone *)kslab_page_sc(page))->cache;
 }
 
 static inline struct slot slot_at(const struct kslab_heap *heap, uintptr_t start, size_t bytes,

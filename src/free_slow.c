@@ -18,7 +18,7 @@ static bool is_right_door(const struct kslab_page *page, uintptr_t owner,
 	if (cache == NULL)
 		return !(owner & KSLAB_TAG_CACHE);
 	return (owner & KSLAB_TAG_CACHE) &&
-	       ((const struct kslab_cache_zone *)page->sc)->cache == cache;
+	       ((const struct kslab_cache_zone *)kslab_page_sc(page))->cache == cache;
 }
 
 /* With retention 0 a current page must not stay behind when it is empty. */
@@ -247,7 +247,7 @@ struct kslab_page *kslab_heap_object(struct kslab_heap *heap, const void *p, siz
 			free |= KSLAB_LOAD_ACQUIRE(&bits->freed);
 			free |= KSLAB_LOAD_RELAXED(&bits->avail);
 			if (!(free & kslab_bit(index))) {
-				*bytes = page->sc->size;
+				*bytes = kslab_page_sc(page)->size;
 				if (heap->debug_level != 0 &&
 				    !kslab_debug_measure(heap, page, index, bytes, caller))
 					return NULL;

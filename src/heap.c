@@ -51,8 +51,9 @@
  * The life of an allocation. n -> route[] -> this CPU's class (struct kslab_sc) -> the cached word
  * `avail` -> lowest bit -> address. No count, no lock. If the word is used up (kslab_sc_next): the
  * next word of the page, harvesting its remote bits first; then mail; the next partial page, oldest
- * first; an empty page; a page out of limbo; the page source (two-phase: outside the zone, then
- * everything is looked at again); memory pressure (kslab_heap_relieve); NULL and a reason.
+ * first; an empty page; a page that a CPU which is offline has left; the page source (two-phase:
+ * outside the zone, then everything is looked at again); memory pressure (kslab_heap_relieve); NULL
+ * and a reason.
  *
  * The life of a free. Address -> page_map -> descriptor. If its owner equals this zone's key the
  * page is ours, not full, and nobody of this CPU is inside: exact division gives the slot, or
@@ -132,7 +133,10 @@
  * Limbo. It is brought up to date by steps under the lock, a page each, between which the lock is
  * dropped; a zone that lingers is emptied class by class, a page that is QUEUED goes to the tail of
  * its list, and after as many of them as can be on their way into a mailbox the class is left for
- * the next time. cpu_offline, reclaim and quiesce do all steps, adopt four.
+ * the next time. cpu_offline, reclaim and quiesce do all steps, adopt four. Caches' pages stay in the
+ * zone that has no CPU; by steps like these it is swept and gives back what is empty, and the cache's
+ * parts of other zones adopt from it. When the source fails, KSLAB_LOOKS_MOST of its caches are looked
+ * at for pages known to be empty, before everything is swept.
  *
  * ---- Interrupts ---------------------------------------------------------------------------------
  *
@@ -322,14 +326,8 @@ void kslab_heap_each_zone(struct kslab_heap *heap, void (*fn)(void *ctx, struct 
 	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
 		struct kslab_zone *zone = KSLAB_LOAD_ACQUIRE(&heap->zone[cpu]);
 
-		if (zone == &kslab_zone_none) {
+		if (zone == &kslab_zone_none) /* offline, or was never online: NULL */
 			zone = KSLAB_LOAD_ACQUIRE(&heap->parked[cpu]);
-			if (zone == NULL) { /* never online, or online since the first look */
-				zone = KSLAB_LOAD_ACQUIRE(&heap->zone[cpu]);
-				if (zone == &kslab_zone_none)
-					continue;
-			}
-		}
 		for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner))
 			fn(ctx, zone);
 	}

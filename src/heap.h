@@ -289,6 +289,9 @@ bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief);
 void kslab_parked_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc);
 /* Take a page of the class with free slots from limbo into an entered zone. */
 bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigned cls);
+/* The same of a cache, from the zones of CPUs that are offline; sc: its part of the entered zone. */
+bool kslab_parked_adopt(struct kslab_heap *heap, struct kslab_zone *zone,
+			const struct kslab_cache *cache, struct kslab_sc *sc);
 
 /* Make pages until this CPU has so many free slots. Return: false: it could not. */
 bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_request *request,

@@ -50,6 +50,12 @@ KSLAB_INLINE struct kslab_owner *kslab_page_owner(const struct kslab_page *page)
 	return (struct kslab_owner *)(KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_MASK);
 }
 
+/* The class, for those who are not the owner. Pairs with kslab_sc_move, which gives it to another. */
+KSLAB_INLINE const struct kslab_sc *kslab_page_sc(const struct kslab_page *page)
+{
+	return KSLAB_LOAD_ACQUIRE(&page->sc);
+}
+
 /* Written by the owner, read by whoever judges a pointer. */
 KSLAB_INLINE void kslab_page_set_state(struct kslab_page *page, unsigned state)
 {

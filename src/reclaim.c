@@ -4,7 +4,8 @@
  *
  * Limbo is a zone without a CPU: it owns the pages of CPUs that went offline, and is operated by
  * whoever holds the heap lock. Pages that are QUEUED when their CPU goes wait in its parked zone
- * until their mail arrives.
+ * until their mail arrives. Caches' pages stay there, as limbo has no parts for caches: until its CPU
+ * is back, the zone is operated like limbo.
  */
 #include "debug.h"
 #include "heap.h"
@@ -60,6 +61,9 @@ static struct kslab_zone *limbo_of(const struct kslab_heap *heap)
 {
 	return KSLAB_LOAD_ACQUIRE(&heap->limbo);
 }
+
+/* The class of a zone behind which those of its caches come. */
+#define LAST_CLASS(zone) (&(zone)->sc[KSLAB_CLASSES - 1])
 
 static size_t held_pages(const struct kslab_zone *zone)
 {
@@ -135,9 +139,8 @@ static bool move_page(struct kslab_heap *heap, struct kslab_zone *zone, struct k
 }
 
 /*
- * One step of moving what a zone without a CPU holds into limbo. Under the lock. Caches' pages wait
- * for the CPU to come back, or for the cache's end. Return: false: that was it, but for pages that
- * are QUEUED.
+ * One step of moving what a zone without a CPU holds into limbo, but for caches' pages. Under the
+ * lock. Return: false: that was it, but for pages that are QUEUED.
  */
 static bool move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 {
@@ -162,9 +165,16 @@ static bool move_to_limbo(struct kslab_heap *heap, struct kslab_zone *zone)
 	return move_page(heap, zone, sc);
 }
 
-/* What a harvest of a zone without a CPU found late is reported with limbo's. */
+/* What a step in a zone without a CPU found is reported with limbo's. */
 static void pass_on_late(struct kslab_owner *owner, struct kslab_owner *limbo)
 {
+	if (owner == limbo)
+		return;
+	if (limbo->corrupt == NULL && owner->corrupt != NULL &&
+	    owner->corrupt->state == KSLAB_PAGE_FENCED) {
+		limbo->corrupt = owner->corrupt;
+		owner->corrupt = NULL;
+	}
 	if (owner->late == 0)
 		return;
 	limbo->late = owner->late;
@@ -189,6 +199,28 @@ static bool take_limbo_mail(struct kslab_heap *heap)
 	kslab_sc_drain(limbo, 1);
 	note_class(heap, sc);
 	return true;
+}
+
+/*
+ * Whoever holds the lock operates a zone without a CPU. Return: false, and no lock: it is its CPU's,
+ * or nobody's yet (see cpu_online and cpu_offline), or the lock can't be had here.
+ */
+static bool lock_parked(struct kslab_heap *heap, const struct kslab_zone *zone,
+			struct kslab_lock_state *state)
+{
+	if (!kslab_heap_lock(heap, state))
+		return false;
+	if (zone->is_parked)
+		return true;
+	kslab_heap_unlock(heap, state);
+	return false;
+}
+
+static void unlock_parked(struct kslab_heap *heap, struct kslab_zone *zone,
+			  struct kslab_lock_state *state)
+{
+	pass_on_late(&zone->owner, &limbo_of(heap)->owner);
+	unlock_reporting(heap, state);
 }
 
 /*
@@ -290,40 +322,175 @@ static void sweep_limbo(struct kslab_heap *heap)
 	}
 }
 
-/* Out of limbo: an empty page, or NULL. The lock is dropped after every few classes. */
-static struct kslab_page *take_from_limbo(struct kslab_heap *heap)
-{
-	struct kslab_zone *limbo = limbo_of(heap);
-	struct kslab_page *page = NULL;
-	bool has_empty = true;
+/* ---- caches of CPUs that are gone ------------------------------------------------------------ */
 
-	for (unsigned n = 0; n <= KSLAB_CLASSES && page == NULL && has_empty; n += CLASSES_A_STEP) {
+static size_t cache_pages(struct kslab_zone *zone)
+{
+	struct kslab_sc *sc = LAST_CLASS(zone);
+	size_t pages = 0;
+
+	while ((sc = kslab_zone_next_sc(zone, sc)) != NULL)
+		pages += sc->pages;
+	return pages;
+}
+
+/* Of caches, so many pages are in the zones of a CPU that is offline. Under the lock. */
+static void count_parked(struct kslab_heap *heap, unsigned cpu, size_t pages)
+{
+	KSLAB_STORE_RELAXED(&heap->parked_pages, heap->parked_pages - heap->parked_of[cpu] + pages);
+	KSLAB_STORE_RELAXED(&heap->parked_of[cpu], pages);
+}
+
+/* The zone of level 0 of a CPU that is offline and has left pages of caches behind, or NULL. */
+static struct kslab_zone *parked_of(const struct kslab_heap *heap, unsigned cpu)
+{
+	return KSLAB_LOAD_RELAXED(&heap->parked_of[cpu]) != 0
+		       ? KSLAB_LOAD_ACQUIRE(&heap->parked[cpu])
+		       : NULL;
+}
+
+/*
+ * A sweep through a cache's part of a parked zone, whose own sweep is left alone: it is
+ * move_to_limbo's. First the partly used pages, then the empty ones (why: see kslab_sc_sweep).
+ */
+struct part_sweep {
+	unsigned list; /* that it has come to */
+	const struct kslab_page *end; /* its last page then, compared only; NULL: not begun */
+	uint32_t left; /* pages to look at there: the end may be gone since */
+};
+
+/*
+ * One step: mail of a page; or the current page, and one of a list. Under the lock. Return: false:
+ * that was it.
+ */
+static bool sweep_step(struct kslab_zone *zone, struct kslab_sc *sc, struct part_sweep *sweep)
+{
+	struct kslab_page_list *lists[] = { &sc->partial, &sc->empty };
+	struct kslab_owner *owner = &zone->owner;
+	struct kslab_page *page;
+
+	if (zone->heap->debug_level != 0)
+		kslab_fence_issue(zone->heap, zone, sc);
+	if (kslab_sc_has_mail(owner)) {
+		kslab_sc_drain(owner, 1);
+		return true;
+	}
+	kslab_sc_retire(owner, sc);
+	if (sweep->list == 0 && sc->partial.head == NULL)
+		*sweep = (struct part_sweep){ .list = 1 };
+	page = lists[sweep->list]->head;
+	if (page == NULL)
+		return false;
+	if (sweep->end == NULL) {
+		sweep->end = page->prev;
+		sweep->left = sc->pages;
+	}
+	lists[sweep->list]->head = page->next; /* to the tail, if it stays */
+	kslab_page_harvest(owner, page);
+	if (page->state == KSLAB_PAGE_PARTIAL)
+		kslab_sc_refile(owner, page);
+	if (page != sweep->end && --sweep->left != 0)
+		return true;
+	if (sweep->list == 1)
+		return false;
+	*sweep = (struct part_sweep){ .list = 1 };
+	return sc->empty.head != NULL;
+}
+
+/*
+ * Harvest all of a cache's part of a parked zone; the lock is dropped after each step. Return: there
+ * are empty pages.
+ */
+static bool sweep_part(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
+{
+	struct part_sweep sweep = { 0, NULL, 0 };
+	bool goes_on = true, has_empty = false;
+
+	while (goes_on) {
 		struct kslab_lock_state state;
 
-		if (!kslab_heap_lock(heap, &state))
-			break;
-		page = kslab_zone_take_empty(heap, limbo, CLASSES_A_STEP);
-		has_empty = limbo->owner.empty_run != 0;
-		if (page != NULL) {
-			note_class(heap, page->sc);
-			KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
-		}
-		unlock_reporting(heap, &state);
+		if (!lock_parked(heap, zone, &state))
+			return false;
+		goes_on = sweep_step(zone, sc, &sweep);
+		has_empty = sc->empty.head != NULL;
+		unlock_parked(heap, zone, &state);
 	}
+	return has_empty;
+}
+
+static void sweep_parked(struct kslab_heap *heap)
+{
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		struct kslab_zone *zone = parked_of(heap, cpu);
+
+		for (; zone != NULL; zone = KSLAB_LOAD_ACQUIRE(&zone->inner)) {
+			struct kslab_sc *sc = LAST_CLASS(zone);
+
+			while ((sc = kslab_zone_next_sc(zone, sc)) != NULL)
+				sweep_part(heap, zone, sc);
+		}
+	}
+}
+
+/* ---- what CPUs that are gone have left ------------------------------------------------------- */
+
+/* Bring all of it up to date. */
+static void sweep_gone(struct kslab_heap *heap)
+{
+	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0)
+		sweep_limbo(heap);
+	if (KSLAB_LOAD_RELAXED(&heap->parked_pages) != 0)
+		sweep_parked(heap);
+}
+
+/*
+ * One step of taking an empty page out of a zone without a CPU: of one class, or (NULL) of the next
+ * few. NULL: none there; *goes_on: there are others.
+ */
+static struct kslab_page *take_step(struct kslab_heap *heap, struct kslab_zone *zone,
+				    struct kslab_sc *sc, bool *goes_on)
+{
+	struct kslab_lock_state state;
+	struct kslab_page *page;
+
+	*goes_on = false;
+	if (!lock_parked(heap, zone, &state))
+		return NULL;
+	page = sc != NULL ? kslab_zone_take_empty_of(heap, zone, sc)
+			  : kslab_zone_take_empty(heap, zone, CLASSES_A_STEP);
+	if (page != NULL && page->sc->cls == KSLAB_CLASS_CACHE)
+		count_parked(heap, zone->cpu, heap->parked_of[zone->cpu] - 1);
+	else if (page != NULL)
+		KSLAB_STORE_RELAXED(&heap->limbo_pages, heap->limbo_pages - 1);
+	if (page != NULL && zone == limbo_of(heap))
+		note_class(heap, page->sc);
+	*goes_on = sc != NULL ? sc->empty.head != NULL : zone->owner.empty_run != 0;
+	unlock_parked(heap, zone, &state);
 	return page;
 }
 
-/* Empty pages of limbo go back; with a look for them, or what is known. Return: base pages. */
-static size_t reclaim_limbo(struct kslab_heap *heap, size_t want, bool looks)
+/* Look at so many classes for an empty page. */
+static struct kslab_page *take_from(struct kslab_heap *heap, struct kslab_zone *zone, size_t looks)
 {
-	size_t released = 0;
+	struct kslab_page *page = NULL;
+	bool goes_on = true;
 
-	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) == 0)
-		return 0;
-	if (looks)
-		sweep_limbo(heap);
+	for (size_t n = 0; n <= looks && page == NULL && goes_on; n += CLASSES_A_STEP)
+		page = take_step(heap, zone, NULL, &goes_on);
+	return page;
+}
+
+/* @caches: so many at most are looked at for each page, besides the size classes. */
+static size_t reclaim_from(struct kslab_heap *heap, struct kslab_zone *zone, size_t want,
+			   size_t caches)
+{
+	const struct kslab_cache_zone *own = KSLAB_LOAD_ACQUIRE(&zone->caches);
+	size_t released = 0, looks = KSLAB_CLASSES;
+
+	for (; own != NULL && caches != 0; own = own->next, caches--)
+		looks++;
 	while (released < want) {
-		struct kslab_page *page = take_from_limbo(heap);
+		struct kslab_page *page = take_from(heap, zone, looks);
 
 		if (page == NULL)
 			break;
@@ -333,64 +500,36 @@ static size_t reclaim_limbo(struct kslab_heap *heap, size_t want, bool looks)
 	return released;
 }
 
-/*
- * One step of emptying a cache's part of a parked zone: mail, the current page, a partial page, of
- * which *looks are still to be looked at; an empty one is taken out. Under the lock. The zone's own
- * sweep is left alone: it is move_to_limbo's. Return: false: that was it.
- */
-static bool empty_step(struct kslab_zone *zone, struct kslab_sc *sc, uint32_t *looks,
-		       struct kslab_page **taken)
+/* Give back empty pages of CPUs that are gone; with a look for them, or what is known. */
+static size_t reclaim_gone(struct kslab_heap *heap, size_t want, bool looks)
 {
-	struct kslab_owner *owner = &zone->owner;
-	struct kslab_page *page = sc->empty.head;
+	size_t caches = looks ? KSLAB_ALL : KSLAB_LOOKS_MOST, released = 0;
 
-	if (kslab_sc_has_mail(owner)) {
-		kslab_sc_drain(owner, 1);
-		return true;
+	if (looks)
+		sweep_gone(heap);
+	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0)
+		released = reclaim_from(heap, limbo_of(heap), want, caches);
+	if (KSLAB_LOAD_RELAXED(&heap->parked_pages) == 0)
+		return released;
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		struct kslab_zone *zone = parked_of(heap, cpu);
+
+		for (; zone != NULL && released < want; zone = KSLAB_LOAD_ACQUIRE(&zone->inner))
+			released += reclaim_from(heap, zone, want - released, caches);
 	}
-	if (page != NULL && kslab_sc_remove_empty(owner, page)) {
-		zone->counters.pages_released++;
-		*taken = page;
-		return true;
-	}
-	if (sc->page != NULL) {
-		kslab_sc_retire(owner, sc);
-		*looks = sc->pages;
-		return true;
-	}
-	page = sc->partial.head;
-	if (page == NULL || *looks == 0)
-		return false;
-	--*looks;
-	kslab_page_harvest(owner, page);
-	kslab_sc_refile(owner, page); /* to the tail, if it has live objects */
-	return true;
+	return released;
 }
 
 void kslab_parked_empty(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_sc *sc)
 {
-	uint32_t looks = UINT32_MAX;
-	bool goes_on = true;
+	struct kslab_page *page;
+	bool goes_on = sweep_part(heap, zone, sc);
 
-	while (goes_on) {
-		struct kslab_page *page = NULL;
-		struct kslab_lock_state state;
-
-		if (!kslab_heap_lock(heap, &state))
-			return;
-		if (!zone->is_parked) { /* its CPU, or nobody yet, see cpu_online and cpu_offline */
-			kslab_heap_unlock(heap, &state);
-			return;
-		}
-		if (looks > sc->pages)
-			looks = sc->pages;
-		goes_on = empty_step(zone, sc, &looks, &page);
-		pass_on_late(&zone->owner, &limbo_of(heap)->owner);
-		unlock_reporting(heap, &state);
-		if (page != NULL)
-			kslab_heap_release_page(heap, page);
-	}
+	while (goes_on && (page = take_step(heap, zone, sc, &goes_on)) != NULL)
+		kslab_heap_release_page(heap, page);
 }
+
+/* ---- pages of CPUs that are gone are used again ---------------------------------------------- */
 
 /* Steps of bringing limbo up to date, and pages tried, in one call of adopt. */
 #define ADOPT_STEPS 4u
@@ -437,6 +576,65 @@ bool kslab_limbo_adopt(struct kslab_heap *heap, struct kslab_zone *zone, unsigne
 	return adopted;
 }
 
+/*
+ * One step of taking a page with free slots out of a cache's part of a parked zone into its part of
+ * an entered one, or of looking for one. Under the lock. Return: false: there is nothing.
+ */
+static bool adopt_step(struct kslab_zone *parked, struct kslab_sc *from, struct kslab_zone *zone,
+		       struct kslab_sc *to, bool *adopted)
+{
+	struct kslab_page_list *list = from->partial.head != NULL ? &from->partial : &from->empty;
+	struct kslab_page *page = list->head;
+
+	if (page == NULL && from->page != NULL) {
+		kslab_sc_retire(&parked->owner, from);
+		return true;
+	}
+	if (page == NULL)
+		return kslab_sc_drain(&parked->owner, 1) != 0;
+	if (!kslab_sc_move(&parked->owner, page, &zone->owner, to)) {
+		list->head = page->next; /* QUEUED */
+		return true;
+	}
+	count_parked(parked->heap, parked->cpu, parked->heap->parked_of[parked->cpu] - 1);
+	*adopted = page->state != KSLAB_PAGE_FULL; /* a partial one may turn out to be */
+	return true;
+}
+
+static bool adopt_from(struct kslab_heap *heap, struct kslab_zone *parked, struct kslab_sc *from,
+		       struct kslab_zone *zone, struct kslab_sc *to)
+{
+	bool adopted = false, goes_on = true;
+
+	for (unsigned n = 0; n < ADOPT_STEPS && goes_on && !adopted; n++) {
+		struct kslab_lock_state state;
+
+		if (!lock_parked(heap, parked, &state))
+			return false;
+		goes_on = adopt_step(parked, from, zone, to, &adopted);
+		pass_on_late(&parked->owner, &limbo_of(heap)->owner);
+		kslab_heap_unlock(heap, &state);
+	}
+	return adopted;
+}
+
+bool kslab_parked_adopt(struct kslab_heap *heap, struct kslab_zone *zone,
+			const struct kslab_cache *cache, struct kslab_sc *sc)
+{
+	for (unsigned cpu = 0; cpu < KSLAB_CFG_CPUS; cpu++) {
+		struct kslab_zone *parked = parked_of(heap, cpu);
+
+		for (; parked != NULL; parked = KSLAB_LOAD_ACQUIRE(&parked->inner)) {
+			struct kslab_cache_zone *own =
+				KSLAB_LOAD_ACQUIRE(&cache->zones[kslab_zone_index(parked)]);
+
+			if (own != NULL && adopt_from(heap, parked, &own->sc, zone, sc))
+				return true;
+		}
+	}
+	return false;
+}
+
 /* ---- the page source fails, or memory is asked for ------------------------------------------- */
 
 bool kslab_heap_take_back(struct kslab_heap *heap, size_t want)
@@ -451,7 +649,7 @@ bool kslab_heap_take_back(struct kslab_heap *heap, size_t want)
 	if (released < want)
 		released += reclaim_here(heap, want - released, false);
 	if (released < want)
-		released += reclaim_limbo(heap, want - released, false);
+		released += reclaim_gone(heap, want - released, false);
 	return released != 0;
 }
 
@@ -496,7 +694,7 @@ bool kslab_heap_relieve(struct kslab_heap *heap, struct kslab_relief *relief)
 			return true;
 	}
 	relief->is_done = true;
-	return reclaim_limbo(heap, relief->want, true) != 0;
+	return reclaim_gone(heap, relief->want, true) != 0;
 }
 
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
@@ -510,7 +708,7 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 		kslab_debug_flush(heap);
 	released = reclaim_here(heap, pages, true);
 	if (released < pages)
-		released += reclaim_limbo(heap, pages - released, true);
+		released += reclaim_gone(heap, pages - released, true);
 	if (released < pages)
 		KSLAB_FETCH_ADD_RELAXED(&heap->reclaim_epoch, 1u);
 	if (released < pages)
@@ -559,16 +757,19 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu)
 	for (struct kslab_zone *z = zone; z != NULL; z = KSLAB_LOAD_RELAXED(&z->inner)) {
 		kslab_heap_lock(heap, &state); /* in a thread: it is waited for */
 		stop_lingering(heap, z); /* from here on nobody else operates it */
+		if (KSLAB_LOAD_RELAXED(&z->inner) == NULL) /* the last one */
+			count_parked(heap, cpu, 0);
 		heap->cpus_online += z == zone;
 		kslab_heap_unlock(heap, &state);
 	}
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		z->owner.key = (uintptr_t)z;
 	/*
-	 * In this order: kslab_heap_each_zone finds the zone in one of the two tables at any time.
+	 * In this order, and for good: kslab_heap_each_zone finds the zone here or there however often
+	 * the CPU comes and goes.
 	 */
+	KSLAB_STORE_RELEASE(&heap->parked[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
-	KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
 	kslab_heap_set_quick_zone(heap, zone);
 	return KSLAB_OK;
 }
@@ -579,7 +780,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	struct kslab_page *spare = NULL;
 	struct kslab_zone *zone;
 	enum kslab_reason reason;
-	size_t held = 0;
+	size_t held = 0, cached = 0;
 	unsigned zones = 0;
 	bool goes_on;
 
@@ -597,20 +798,21 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		if (limbo == NULL)
 			return reason;
 		kslab_zone_start(heap, limbo, 0, 0);
+		limbo->is_parked = true;
 		KSLAB_CAS_RELEASE(&heap->limbo, &none, limbo); /* for limbo_of */
 	}
-	KSLAB_STORE_RELEASE(&heap->parked[cpu], zone);
 	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
 	if (cpu == KSLAB_PORT_CPU())
 		kslab_heap_set_quick_zone(heap, &kslab_zone_none);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
 		KSLAB_STORE_RELAXED(&z->owner.key, (uintptr_t)0);
-	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
+	for (struct kslab_zone *z = zone; z != NULL; z = z->inner) {
 		held += held_pages(z);
+		cached += cache_pages(z);
+	}
 	if (!kslab_heap_lock(heap, &state)) {
 		/* An NMI: as you were. */
 		KSLAB_STORE_RELEASE(&heap->zone[cpu], zone);
-		KSLAB_STORE_RELEASE(&heap->parked[cpu], (struct kslab_zone *)NULL);
 		if (cpu == KSLAB_PORT_CPU())
 			kslab_heap_set_quick_zone(heap, zone);
 		for (struct kslab_zone *z = zone; z != NULL; z = z->inner)
@@ -624,6 +826,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 	}
 	heap->cpus_online--;
 	linger(heap, zone, held);
+	count_parked(heap, cpu, cached);
 	goes_on = tend_step(heap, &zones);
 	unlock_reporting(heap, &state);
 	if (goes_on)
@@ -716,8 +919,7 @@ bool kslab_heap_quiesce(struct kslab_heap *heap)
 		kslab_zone_leave_reporting(heap, zone, KSLAB_CALLER());
 		kslab_heap_trim_all(heap, level);
 	}
-	if (KSLAB_LOAD_RELAXED(&heap->limbo_pages) != 0)
-		sweep_limbo(heap);
+	sweep_gone(heap);
 	kslab_heap_each_zone(heap, look_for_mail, &has_mail);
 	return !has_mail && is_balanced(heap) && !kslab_large_has_deferred(heap);
 }

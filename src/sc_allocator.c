@@ -444,7 +444,8 @@ bool kslab_sc_move(struct kslab_owner *from, struct kslab_page *page, struct ksl
 	kslab_page_harvest(from, page);
 	unlink_page(from, page);
 	page->sc->pages--;
-	page->sc = to_sc;
+	/* Pairs with kslab_page_sc: what a free of a cache's object finds there. */
+	KSLAB_STORE_RELEASE(&page->sc, to_sc);
 	to_sc->pages++;
 	KSLAB_STORE_RELAXED(&page->owner, (uintptr_t)to | tags);
 	kslab_sc_refile(to, page);

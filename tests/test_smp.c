@@ -1204,6 +1204,376 @@ static void a_cache_ends_while_the_cpus_that_used_it_go_on(void **state)
 	end_with_faults(0);
 }
 
+/* ---- caches of CPUs that are gone -------------------------------------------------------------- */
+
+#define GONE 40u
+#define GONE_PAGES (GONE / 4)
+
+static struct kslab_cache left_cache;
+static void *left_object[GONE];
+
+static void *get_left_on(unsigned cpu)
+{
+	void *p;
+
+	fake_cpu = cpu;
+	p = kslab_cache_alloc(&left_cache);
+	fake_cpu = 0;
+	assert_non_null(p);
+	must_pass();
+	return p;
+}
+
+static void put_left_on(unsigned cpu, unsigned i)
+{
+	fake_cpu = cpu;
+	kslab_cache_free(&left_cache, left_object[i]);
+	left_object[i] = NULL;
+	fake_cpu = 0;
+	must_pass();
+}
+
+static void go_offline(unsigned cpu)
+{
+	assert_int_equal(kslab_heap_cpu_offline(&t.heap, cpu), KSLAB_OK);
+	must_pass();
+}
+
+/* CPU 1 takes ten pages of a cache, empties some of them, and goes. */
+static void leave_cache(const struct kslab_config *config, unsigned emptied)
+{
+	begin_with(config, 1024, false);
+	all_online(3);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &left_cache, "left", 1024, 0, NULL, NULL),
+			 KSLAB_OK);
+	for (unsigned i = 0; i < GONE; i++)
+		left_object[i] = get_left_on(1);
+	for (unsigned i = 0; i < 4 * emptied; i++)
+		put_left_on(1, i);
+	go_offline(1);
+}
+
+static void end_left(void)
+{
+	assert_int_equal(kslab_cache_destroy(&left_cache), KSLAB_OK);
+	must_pass();
+	end_with_faults(0);
+}
+
+static const struct kslab_config poisoned = { .max_page_bytes = PAGE, .debug_level = 1 };
+
+/* Of pages that were empty when it went, and of those that others emptied since. */
+static void reclaim_finds_a_caches_empty_pages_on_a_cpu_that_is_gone(void **state)
+{
+	const struct kslab_config *const configs[] = { &single_frames, &poisoned };
+
+	(void)state;
+	for (unsigned c = 0; c < TESTING_COUNT(configs); c++) {
+		size_t pages;
+
+		leave_cache(configs[c], 3);
+		pages = object_pages();
+		assert_true(kslab_heap_reclaim(&t.heap, 1) == 1);
+		must_pass();
+		assert_true(kslab_heap_reclaim(&t.heap, SIZE_MAX) >= 2);
+		must_pass();
+		assert_true(object_pages() <= pages - 3);
+		pages = object_pages();
+		for (unsigned i = 12; i < GONE; i++)
+			put_left_on(i % 2 * 2, i);
+		assert_true(kslab_heap_quiesce(&t.heap)); /* ... is taken in */
+		must_pass();
+		assert_true(kslab_heap_reclaim(&t.heap, SIZE_MAX) == pages);
+		must_pass();
+		assert_true(object_pages() == 0);
+		assert_true(kslab_heap_quiesce(&t.heap));
+		end_left();
+	}
+}
+
+/* What interrupts of that CPU left is part of it. */
+static void reclaim_finds_a_caches_empty_pages_on_every_level_of_a_cpu_that_is_gone(void **state)
+{
+	struct kslab_zone *zone;
+
+	(void)state;
+	begin_with(&single_frames, 1024, false);
+	all_online(2);
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &left_cache, "left", 1024, 0, NULL, NULL),
+			 KSLAB_OK);
+	zone = t.heap.zone[1];
+	for (unsigned i = 0; i < 16; i++) {
+		zone->owner.key = i < 8 ? (uintptr_t)zone : 0;
+		left_object[i] = get_left_on(1);
+		zone->owner.key = (uintptr_t)zone;
+	}
+	go_offline(1);
+	for (unsigned i = 0; i < 16; i++)
+		put_left_on(0, i);
+	assert_true(kslab_heap_reclaim(&t.heap, SIZE_MAX) == 4);
+	assert_true(object_pages() == 0);
+	end_left();
+}
+
+/* Memory that is wanted for something else is had, whoever emptied it and however long that is ago. */
+static void a_source_that_fails_is_served_by_a_cache_of_a_cpu_that_is_gone(void **state)
+{
+	(void)state;
+	for (unsigned emptied = 0; emptied <= GONE_PAGES; emptied += GONE_PAGES) {
+		void *p[GONE_PAGES + 1];
+
+		leave_cache(&single_frames, emptied);
+		put_on(0, get_on(0, 8)); /* its page is the first to be used again */
+		for (unsigned i = 4 * emptied; i < GONE; i++)
+			put_left_on(2, i);
+		t.heap.max_pages = t.heap.pages_in_use;
+		for (unsigned i = 0; i < TESTING_COUNT(p); i++)
+			p[i] = get_on(0, i % 2 != 0 ? 3000 : 2500);
+		assert_null(kslab_heap_malloc(&t.heap, 4000));
+		for (unsigned i = 0; i < TESTING_COUNT(p); i++)
+			put_on(0, p[i]);
+		end_left();
+	}
+}
+
+/* Live objects keep their page, which serves the cache again when the CPU is back. */
+static void a_page_with_live_objects_of_a_cpu_that_is_gone_stays_its_caches(void **state)
+{
+	size_t pages;
+
+	(void)state;
+	leave_cache(&single_frames, 0);
+	for (unsigned i = 0; i < GONE; i++)
+		if (i % 8 != 0)
+			put_left_on(i % 3, i);
+	assert_true(kslab_heap_reclaim(&t.heap, SIZE_MAX) == GONE_PAGES / 2);
+	must_pass();
+	assert_true(kslab_heap_quiesce(&t.heap));
+	online_here(1);
+	fake_cpu = 0;
+	pages = object_pages();
+	for (unsigned i = 0; i < GONE; i++)
+		if (i % 8 != 0 && i % 8 < 4)
+			left_object[i] = get_left_on(1);
+	assert_true(object_pages() == pages);
+	for (unsigned i = 0; i < GONE; i++)
+		if (left_object[i] != NULL)
+			put_left_on(1, i);
+	go_offline(1);
+	end_left();
+}
+
+/* Free slots on it serve the cache on any CPU: before the source is asked, and where it has failed. */
+static void a_page_of_a_cache_of_a_cpu_that_is_gone_is_adopted(void **state)
+{
+	const struct kslab_config *const configs[] = { &single_frames, &poisoned };
+
+	(void)state;
+	for (unsigned c = 0; c < TESTING_COUNT(configs); c++) {
+		size_t pages;
+
+		leave_cache(configs[c], 0);
+		pages = object_pages();
+		for (unsigned i = 0; i < GONE; i += 2)
+			put_left_on(2, i);
+		for (unsigned i = 0; i < GONE; i += 4) {
+			left_object[i] = get_left_on(0);
+			memset(left_object[i], (int)i, 1024);
+		}
+		must_pass();
+		assert_true(object_pages() == pages);
+		t.heap.max_pages = t.heap.pages_in_use;
+		for (unsigned i = 2; i < GONE; i += 4)
+			left_object[i] = get_left_on(0);
+		assert_true(object_pages() == pages);
+		online_here(1);
+		for (unsigned i = 0; i < GONE; i++)
+			put_left_on(i % 3, i);
+		all_idle();
+		(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		all_idle();
+		assert_true(object_pages() == 0);
+		end_left();
+	}
+}
+
+/* One side at each instruction of the other: CPU 0 reclaims, CPU 1 comes online and uses its cache. */
+static void op_reclaim_left(void)
+{
+	fake_cpu = 0;
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+}
+
+static void op_come_back(void)
+{
+	online_here(1);
+}
+
+static void use_left(void)
+{
+	for (unsigned i = 12; i < 16; i++) {
+		if (left_object[i] != NULL)
+			kslab_cache_free(&left_cache, left_object[i]);
+		left_object[i] = kslab_cache_alloc(&left_cache);
+		memset(left_object[i], (int)i, 1024);
+	}
+}
+
+static void then_come_back(size_t step)
+{
+	unsigned before = fake_cpu;
+
+	(void)step;
+	online_here(1);
+	use_left();
+	fake_cpu = before;
+}
+
+static void then_free_and_reclaim(size_t step)
+{
+	unsigned before = fake_cpu;
+
+	fake_cpu = 2;
+	kslab_cache_free(&left_cache, left_object[16 + step % 4]);
+	left_object[16 + step % 4] = NULL;
+	fake_cpu = 0;
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	fake_cpu = before;
+}
+
+static bool left_nothing_wrong(void)
+{
+	const char *wrong = NULL;
+
+	fake_cpu = 1;
+	use_left();
+	for (unsigned i = 0; i < GONE; i++) {
+		if (left_object[i] == NULL)
+			continue;
+		fake_cpu = i % 3;
+		kslab_cache_free(&left_cache, left_object[i]);
+	}
+	all_idle();
+	if (kslab_cache_destroy(&left_cache) == KSLAB_BUSY) {
+		all_idle();
+		if (kslab_cache_destroy(&left_cache) != KSLAB_OK)
+			wrong = "the cache does not end";
+	}
+	wrong = wrong != NULL ? wrong : wrong_at_end();
+	if (wrong == NULL && (faults != 0 || t.heap.parked_pages != 0))
+		wrong = faults != 0 ? "a fault was reported" : "the count of parked pages is wrong";
+	if (wrong != NULL)
+		fprintf(stderr, "%s\n", wrong);
+	return wrong == NULL;
+}
+
+/* Pages that were empty before, one that is since then, one with a live object, full ones. */
+static void stage_left(void)
+{
+	leave_cache(&single_frames, 2);
+	for (unsigned i = 8; i < 16; i++)
+		if (i != 12)
+			put_left_on(2, i);
+}
+
+static void a_cpu_may_come_back_at_any_instruction_of_a_reclaim_of_its_caches(void **state)
+{
+	struct single_step steps[] = {
+		{ .name = "reclaim, meanwhile the cpu comes back",
+		  .op = op_reclaim_left,
+		  .interrupt = then_come_back },
+		{ .name = "the cpu comes back, meanwhile a free and a reclaim",
+		  .op = op_come_back,
+		  .interrupt = then_free_and_reclaim },
+	};
+
+	(void)state;
+	if (!single_step_is_available() || SANITIZED)
+		skip();
+	for (size_t i = 0; i < TESTING_COUNT(steps); i++) {
+		stage_left();
+		steps[i].may_interrupt = may_switch;
+		steps[i].verify = left_nothing_wrong;
+		steps[i].stride = 4 * SLOWER - 1;
+		assert_true(single_step_run_interrupted(&steps[i]));
+		print_message("# %s: %zu interleavings\n", steps[i].name, steps[i].interrupts);
+		assert_true(steps[i].interrupts > 10);
+		fake_source_fini(&t.source);
+		t.source.memory = NULL;
+	}
+}
+
+/* CPUs come, use a cache, hand objects on, and go, while others reclaim and want memory. */
+static void come_use_and_go(struct worker *worker)
+{
+	void *p[12];
+
+	for (unsigned round = 0; round < produced; round++) {
+		online_here(worker->cpu);
+		for (unsigned i = 0; i < TESTING_COUNT(p); i++) {
+			p[i] = kslab_cache_alloc(&left_cache);
+			if (p[i] == NULL)
+				is_damaged("an allocation failed");
+			else
+				memset(p[i], (int)worker->cpu, 1024);
+		}
+		for (unsigned i = 0; i < TESTING_COUNT(p); i++) {
+			void **slot = &left_object[testing_random_below(&worker->random, GONE)];
+
+			if (i % 3 == 0)
+				p[i] = __atomic_exchange_n(slot, p[i], __ATOMIC_ACQ_REL);
+			if (p[i] != NULL)
+				kslab_cache_free(&left_cache, p[i]);
+		}
+		if (kslab_heap_cpu_offline(&t.heap, worker->cpu) != KSLAB_OK)
+			is_damaged("a cpu did not go offline");
+	}
+}
+
+static void reclaim_left(struct worker *worker)
+{
+	while (!is_stopped()) {
+		void **slot = &left_object[testing_random_below(&worker->random, GONE)],
+		     *p = __atomic_exchange_n(slot, NULL, __ATOMIC_ACQ_REL);
+
+		if (p != NULL)
+			kslab_cache_free(&left_cache, p);
+		(void)kslab_heap_reclaim(&t.heap, 1 + testing_random_below(&worker->random, 8));
+		if (testing_random_below(&worker->random, 8) == 0)
+			(void)kslab_heap_quiesce(&t.heap);
+	}
+}
+
+static void cpus_that_come_and_go_leave_nothing_of_a_cache_behind(void **state)
+{
+	struct worker workers[6];
+
+	(void)state;
+	begin_with(&single_frames, 16384, false);
+	all_online(2);
+	memset(left_object, 0, sizeof(left_object));
+	assert_int_equal(kslab_heap_cache_init(&t.heap, &left_cache, "left", 1024, 0, NULL, NULL),
+			 KSLAB_OK);
+	stop = 0;
+	produced = STEPS(1000);
+	for (unsigned i = 0; i < 6; i++)
+		start(&workers[i], i, i < 2 ? reclaim_left : come_use_and_go, 29);
+	for (unsigned i = 2; i < 6; i++)
+		join(&workers[i]);
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	join(&workers[0]);
+	join(&workers[1]);
+	must_pass();
+	for (unsigned i = 0; i < GONE; i++)
+		if (left_object[i] != NULL)
+			put_left_on(i % 6, i);
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	must_pass();
+	assert_true(object_pages() == 0);
+	assert_true(t.heap.parked_pages == 0);
+	end_left();
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, teardown)
 
 int main(void)
@@ -1230,6 +1600,13 @@ int main(void)
 		TEST(faults_of_cpus_that_are_not_online_do_not_race),
 		TEST(stats_and_quiesce_may_be_called_while_others_work),
 		TEST(a_cache_ends_while_the_cpus_that_used_it_go_on),
+		TEST(reclaim_finds_a_caches_empty_pages_on_a_cpu_that_is_gone),
+		TEST(reclaim_finds_a_caches_empty_pages_on_every_level_of_a_cpu_that_is_gone),
+		TEST(a_source_that_fails_is_served_by_a_cache_of_a_cpu_that_is_gone),
+		TEST(a_page_with_live_objects_of_a_cpu_that_is_gone_stays_its_caches),
+		TEST(a_page_of_a_cache_of_a_cpu_that_is_gone_is_adopted),
+		TEST(a_cpu_may_come_back_at_any_instruction_of_a_reclaim_of_its_caches),
+		TEST(cpus_that_come_and_go_leave_nothing_of_a_cache_behind),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -215,13 +215,16 @@ struct kslab_heap {
 	struct kslab_chunk_tree emergency; /* [l] single base pages for KSLAB_RESERVE */
 	size_t emergency_target; /* [l] how many there should be */
 	struct kslab_chunk *waiting; /* [a] runs that were given up in an NMI; popped under [l] */
-	struct kslab_zone *parked[KSLAB_CFG_CPUS]; /* [l] zones of CPUs that went offline */
+	/* [a] zones of CPUs that have been online, whether they are or not; CPU 0 has none */
+	struct kslab_zone *parked[KSLAB_CFG_CPUS];
 	/* [l] owns the pages of CPUs that went offline; operated under the lock */
 	struct kslab_zone *limbo;
 	size_t limbo_pages; /* [a] object pages that limbo and lingering zones hold */
 	/* [a] classes of which limbo has pages with free slots: one bit each, 32 a word */
 	kslab_word limbo_classes[2];
 	struct kslab_zone *lingering; /* [a] written under [l]: parked zones that wait for mail */
+	/* [a] written under [l]: object pages of caches in parked zones; thereof of each CPU */
+	size_t parked_pages, parked_of[KSLAB_CFG_CPUS];
 	uint32_t cpus_online; /* [l] */
 	struct kslab_tally tally; /* [a] */
 	struct kslab_injecting inject; /* what shall fail */

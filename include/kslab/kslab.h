@@ -11,7 +11,8 @@
  * Progress. Objects freed by other CPUs become usable for their owner's allocations at the owner's
  * next slow path in that class, at its kslab_idle, kslab_reclaim or kslab_quiesce. Memory of an
  * idle CPU stays with it until it calls one of these; it is at most the retention plus its partly
- * used pages.
+ * used pages. What a CPU that is offline has left goes back at anybody's kslab_reclaim, or allocation
+ * whose page source has failed.
  *
  * No call is longer because the heap is larger, unless its Complexity says so: what waits is done a
  * few steps a call. A slow path of an allocation takes in the mail of 8 pages (what others freed on
@@ -19,8 +20,8 @@
  * was asked for by kslab_reclaim elsewhere, and looks at up to 4 partly used pages for that; the free
  * of a large block releases two that were freed in an NMI, and one into a region purges 4 pieces of
  * it; an allocation that looks into the pages of CPUs that are gone does 4 steps of bringing them up
- * to date. The next such calls do the rest; kslab_idle, kslab_quiesce and kslab_reclaim do all of
- * what this CPU can do.
+ * to date, one of a cache 4 for each of these CPUs and levels that used it. The next such calls do the
+ * rest; kslab_idle, kslab_quiesce and kslab_reclaim do all of what this CPU can do.
  *
  * Longest calls are given in instructions (x86_64, gcc -O2, pages of 4 KiB with up to 512 slots,
  * regions of 1 GiB; page source, report hook, constructors and the filling and copying of contents
@@ -193,6 +194,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
 
 /*
  * kslab_cpu_offline - hand the pages of a CPU to the others
+ * Those with free slots are taken over by who needs a page of that size class or object cache, empty
+ * ones go back when memory is asked for.
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
  * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
  * again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online).
@@ -217,7 +220,8 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
  * is used up O(words of a page), or the page source: at most 1,500 from pages that are there, 10,000
  * with mail, 6,000 if a page is made (8,000 from a source whose pages lie so far apart that each
  * needs a leaf of the map, 80,000 in the first call of all), 30,000 if everything comes together. If
- * the page source fails, O(pages of this CPU) before the call does; large blocks O(their pages).
+ * the page source fails, O(pages of this CPU, and of CPUs that are gone) before the call does; large
+ * blocks O(their pages).
  * Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
  */
 void *kslab_malloc(size_t n);
@@ -328,11 +332,12 @@ bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 
 /*
  * kslab_reclaim - give back up to `pages` base pages that hold no live object
- * Takes from this CPU now; asks the other CPUs, which serve it at their next slow paths, a few
- * pages each, or at kslab_idle. With a purge callback, and if that was not enough, base pages of
- * regions are purged inside object pages, too, where they hold no live object. Return: base pages
- * given back by this call, purged ones not counted; in an NMI nothing is purged, and what was found
- * goes back with the next pages outside. Complexity: O(pages of this CPU, and of CPUs that are gone).
+ * Takes from this CPU now, and of what CPUs that are offline have left, caches included; asks the
+ * other CPUs, which serve it at their next slow paths, a few pages each, or at kslab_idle. With a purge
+ * callback, and if that was not enough, base pages of regions are purged inside object pages, too,
+ * where they hold no live object. Return: base pages given back by this call, purged ones not counted;
+ * in an NMI nothing is purged, and what was found goes back with the next pages outside. Complexity:
+ * O(pages of this CPU, and of CPUs that are gone).
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
@@ -417,7 +422,8 @@ size_t kslab_cache_destroy_forced(struct kslab_cache *cache);
 
 /*
  * As kslab_malloc; and the constructors. Complexity: as kslab_malloc, 300 instructions if a free
- * object is at hand; O(slots) constructors where a page is made.
+ * object is at hand; O(slots) constructors where a page is made; O(CPUs), where one that is offline has
+ * left pages of a cache.
  */
 void *kslab_cache_alloc(struct kslab_cache *cache);
 /* As kslab_free; fault WRONG_CACHE. Complexity: as kslab_free, by its slow path: 300. */

@@ -77,7 +77,7 @@ struct kslab_page {
 	uint8_t rotate; /* [I] log2 of the even part of the slot size */
 	uint8_t state; /* [a] enum kslab_page_state; written by the owner */
 	uint32_t mail; /* [a] enum kslab_mail */
-	struct kslab_sc *sc; /* [o] the class the slots belong to; NULL: large block */
+	struct kslab_sc *sc; /* [a] class of the slots, the owner's; NULL: large block */
 	struct kslab_page *next, *prev; /* [o] in the list that state names; NULL when in none */
 	struct kslab_page *mail_next; /* [a] valid while QUEUED */
 	struct kslab_bits bits[];

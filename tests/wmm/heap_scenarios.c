@@ -498,6 +498,71 @@ static void cpu1_cache_gone(void)
 	setup_cpu = 0;
 }
 
+static void cpu1_cache_gone_full(void)
+{
+	cpu1_cache(2);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	setup_cpu = 0;
+}
+
+/* ... or its object 0 lives. */
+static void cpu1_cache_gone_partial(void)
+{
+	cpu1_cache(1);
+	setup_cpu = 1;
+	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
+	setup_cpu = 0;
+}
+
+static void free_0_of_cache(void)
+{
+	use(h.object[0]);
+	kslab_cache_free(&h.cache, h.object[0]);
+}
+
+static void free_1_of_cache(void)
+{
+	use(h.object[1]);
+	kslab_cache_free(&h.cache, h.object[1]);
+}
+
+static void reclaim_free_1_of_cache(void)
+{
+	reclaim();
+	free_1_of_cache();
+}
+
+/* Out of the page of a CPU that is gone, or online again. */
+static void use_cache(void)
+{
+	void *object = kslab_cache_alloc(&h.cache);
+
+	if (object == NULL)
+		return;
+	use(object);
+	kslab_cache_free(&h.cache, object);
+}
+
+static void come_online_and_use_cache(void)
+{
+	come_online();
+	use_cache();
+}
+
+static void cache_not_yet(void)
+{
+	cpu2_not_yet();
+	wmm_assert(kslab_heap_cache_init(HEAP, &h.cache, "cache", OBJECT_BYTES, 8, NULL, NULL) ==
+		   KSLAB_OK);
+}
+
+static void come_online_use_cache_and_go(void)
+{
+	come_online_and_use_cache();
+	go_offline();
+}
+
 /* CPU 1 has a page of another cache as well, full; where the next ones come to lie is looked at. */
 static void cpu1_cache_near(void)
 {
@@ -615,6 +680,7 @@ static void check_heap(void)
 
 	h.pages_left = CPU_PAGES;
 	bring_everybody_back();
+	wmm_assert(HEAP->parked_pages == 0);
 	for (unsigned i = 0; i < OBJECTS; i++)
 		if (h.is_live[i])
 			give(i);
@@ -763,6 +829,14 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: come and go", "a fresh zone that is parked at once", cpu2_not_yet, { quiesce, nothing, come_and_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, goes", "a free is not forgotten when its CPU goes", cpu2_current, { is_not_quiet, give_0_go }, check_heap, 0, WORLD },
 	{ "heap: quiesce, back", "... and comes back", cpu2_current, { is_not_quiet, give_0_go_and_come }, check_heap, 0, WORLD },
+	{ "heap: cache gone", "an object is freed, its page reclaimed", cpu1_cache_gone_partial, { reclaim, nothing, free_0_of_cache }, check_cache, 1, WORLD },
+	{ "heap: cache gone, full", "mail, while its page is reclaimed", cpu1_cache_gone_full, { reclaim_free_1_of_cache, nothing, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache gone, back", "its CPU comes online, a page is reclaimed, an object freed", cpu1_cache_gone_partial, { reclaim, come_online_and_use_cache, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache adopted", "a page of a CPU that is gone, while an object of it is freed", cpu1_cache_gone_partial, { use_cache, nothing, free_0_of_cache }, check_cache, 1, WORLD },
+	{ "heap: cache adopted, full", "... and its mail", cpu1_cache_gone_full, { use_cache, free_1_of_cache, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache adopted, back", "its CPU comes online", cpu1_cache_gone_partial, { use_cache, come_online_and_use_cache, free_0_of_cache }, check_cache, 0, WORLD },
+	{ "heap: cache goes", "its CPU goes, while another reclaims", cpu1_cache_empty, { reclaim, go_offline }, check_cache, 1, WORLD },
+	{ "heap: cache goes, new", "in a fresh zone that is parked at once", cache_not_yet, { reclaim, nothing, come_online_use_cache_and_go }, check_cache, 0, WORLD },
 	{ "heap: cache ends", "while its CPU idles", cpu1_cache_empty, { end_cache_twice, idle }, check_cache, 1, WORLD },
 	{ "heap: cache ends, slow", "while its CPU comes by slow paths", cpu1_cache_empty, { end_cache_twice, leave_twice }, check_cache, 1, WORLD },
 	{ "heap: cache ends, free", "its objects were just freed by a third CPU", cpu1_cache_full, { end_cache_if_passed_on, idle, free_both_of_cache }, check_cache, 0, WORLD },
@@ -789,6 +863,7 @@ const struct weakened weakened[] = {
 	{ "object_cache", "is_own_page", NULL },
 	{ "page_map", "kslab_page_map_look", NULL },
 	{ "reclaim", "limbo_of", NULL },
+	{ "reclaim", "parked_of", NULL },
 	{ "heap", "kslab_heap_each_zone", NULL },
 	{ "heap", "kslab_heap_add_level", "CAS_RELEASE" },
 	{ "reclaim", "kslab_heap_cpu_online", NULL },
@@ -796,6 +871,8 @@ const struct weakened weakened[] = {
 	{ "object_page", "kslab_page_harvest_word", "STORE_RELEASE" },
 	{ "object_page", "kslab_page_harvest_word", "LOAD_ACQUIRE" },
 	{ "sc_allocator", "kslab_sc_insert", "STORE_RELEASE" },
+	{ "sc_allocator", "kslab_sc_move", "STORE_RELEASE" },
+	{ "object_page", "kslab_page_sc", NULL },
 	{ NULL, NULL, NULL },
 };
 

@@ -643,5 +643,7 @@ const struct not_needed not_needed[] = {
 	  "for quiesce: caught at the heap's level" },
 	{ "kslab_sc_insert", "STORE_RELEASE", WMM_RELAXED,
 	  "for the end of a cache: caught at the heap's level" },
+	{ "kslab_sc_move", "STORE_RELEASE", WMM_RELAXED,
+	  "for a free of a cache's object: caught at the heap's level" },
 	{ NULL, NULL, 0, NULL },
 };

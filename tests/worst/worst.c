@@ -513,6 +513,50 @@ static void malloc_limbo_other(size_t pages)
 		STEP(kslab_malloc(PAGE));
 }
 
+/* A CPU has left pages of a cache behind: every second object of each lives, or none. */
+static struct kslab_cache parked_cache;
+
+static void parked(size_t pages, bool lives)
+{
+	struct kslab_config config = plain();
+
+	config.retain_bytes = WINDOW;
+	begin(&config);
+	must(kslab_cache_init(&parked_cache, "c", 512, 0, NULL, NULL) == KSLAB_OK, "cache");
+	on_cpu(1);
+	objects = 8 * pages;
+	for (size_t i = 0; i < objects; i++)
+		object[i] = kslab_cache_alloc(&parked_cache);
+	for (size_t i = 0; i < objects; i++)
+		if (!lives || i % 2 == 0)
+			kslab_cache_free(&parked_cache, object[i]);
+	must(kslab_cpu_offline(1) == KSLAB_OK, "offline");
+	on_cpu(0);
+}
+
+static void malloc_parked(size_t pages)
+{
+	parked(pages, false);
+	is_out = true;
+	for (size_t i = 0; i < SAMPLES; i++) {
+		STEP(object[i] = kslab_malloc(PAGE));
+		must(object[i] != NULL, "no page was taken back");
+	}
+}
+
+/* The next CPU takes page after page over, and no other. */
+static void cache_adopt(size_t pages)
+{
+	size_t left;
+
+	parked(pages, true);
+	left = kslab_default_heap.parked_pages;
+	must(kslab_cache_alloc(&parked_cache) != NULL, "the cache's first use here");
+	for (size_t i = 0; i < 4 * SAMPLES; i++) /* four of each page */
+		STEP(kslab_cache_alloc(&parked_cache));
+	must(kslab_default_heap.parked_pages < left - 1, "nothing was adopted");
+}
+
 /* Five pages, new and out of spare blocks; many live ones. */
 static void malloc_large(size_t pages)
 {
@@ -1218,6 +1262,12 @@ static void reclaim_limbo(size_t pages)
 	STEP(kslab_reclaim(1));
 }
 
+static void reclaim_parked(size_t pages)
+{
+	parked(pages, true);
+	STEP(kslab_reclaim(1));
+}
+
 static void idle_nothing(size_t pages)
 {
 	begin_plain();
@@ -1303,6 +1353,14 @@ static void cpu_online(size_t pages)
 	on_cpu(0);
 }
 
+static void cpu_online_parked(size_t pages)
+{
+	parked(pages, true);
+	on_cpu(1);
+	STEP(kslab_cpu_online(1));
+	on_cpu(0);
+}
+
 /* ---- the table ------------------------------------------------------------------------------- */
 
 #define MASKED_BOUND 400L /* with interrupts off, wherever no other figure is given */
@@ -1331,6 +1389,7 @@ static const struct scene {
 	{ "kslab_malloc", "the retention was lowered", malloc_retention, 6000, 0 },
 	{ "kslab_malloc", "fails: nothing to take back", malloc_fails, PAGES, 0 },
 	{ "kslab_malloc", "source fails, empty pages go back", malloc_relieve, 4000, 0 },
+	{ "kslab_malloc", "... out of a cache, its CPU is gone", malloc_parked, 4000, 0 },
 	{ "kslab_malloc", "adopts a page out of limbo", malloc_adopt, 1500, 0 },
 	{ "kslab_malloc", "limbo has mail", malloc_limbo_mail, 3500, 0 },
 	{ "kslab_malloc", "limbo holds other classes", malloc_limbo_other, 6000, LEAF },
@@ -1374,6 +1433,7 @@ static const struct scene {
 	{ "cache_destroy", "empty pages", cache_destroy, PAGES, 0 },
 	{ "cache_reserve 1", "partial pages", cache_reserve, 600, 0 },
 	{ "cache_alloc", "first use; a page is made", cache_alloc, 6000, LEAF },
+	{ "cache_alloc", "adopts a page of a CPU that is gone", cache_adopt, 1500, 0 },
 	{ "cache_free", "full pages; the page goes back", cache_free, 2500, 0 },
 	{ "malloc_bulk 16", "each from another page", bulk_next_page, BULK * 1500, 0 },
 	{ "malloc_bulk 16", "each makes a page", bulk_make, BULK * 2000, LEAF },
@@ -1384,6 +1444,7 @@ static const struct scene {
 	{ "kslab_reclaim 1", "empty pages", reclaim_empty, PAGES, 0 },
 	{ "kslab_reclaim 1", "full pages", reclaim_full, 3500, 0 },
 	{ "kslab_reclaim 1", "pages in limbo", reclaim_limbo, PAGES, 600 },
+	{ "kslab_reclaim 1", "pages of a cache, its CPU is gone", reclaim_parked, PAGES, 0 },
 	{ "kslab_idle", "nothing pending, partial pages", idle_nothing, 600, 0 },
 	{ "kslab_idle", "one remote free, partial pages", idle_pending, PAGES, 0 },
 	{ "kslab_idle", "mail", idle_mail, PAGES, 0 },
@@ -1394,6 +1455,7 @@ static const struct scene {
 	{ "set_retention", "to nothing", retention, 50, 0 },
 	{ "cpu_offline", "partial pages", cpu_offline, PAGES, 900 },
 	{ "cpu_online", "with pages in limbo; a new CPU", cpu_online, 5000, 0 },
+	{ "cpu_online", "with pages of a cache", cpu_online_parked, 5000, 0 },
 };
 #define SCENES (sizeof(scenes) / sizeof(*scenes))
 
