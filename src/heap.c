@@ -194,6 +194,8 @@
  *  - The host's new memory in huge pages (tests/host/port.c): a fault of 1.4 us for 4 KiB becomes
  *    0.2. By MADV_POPULATE_WRITE in pieces of 64 KiB 1.0 to 1.2, and then the unused ends of each
  *    class's newest page are resident, too.
+ *  - A run goes back to its region order by order, from both ends: a third fewer instructions there
+ *    than piece by piece.
  *  - Debug level 1: the tail of a slot compared as one number, no class looked up, long bodies
  *    compared in pairs of words: 1.51 times level 0 instead of 1.66.
  *
