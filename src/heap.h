@@ -366,24 +366,15 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, con
 	return (void *)object;
 }
 
-KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const void *caller)
+/* Of what the page map said lies at p: a descriptor, whatever has become of it since (I7). */
+KSLAB_INLINE void kslab_heap_free_in(struct kslab_heap *heap, void *p, struct kslab_page *page,
+				     const void *caller)
 {
 	uintptr_t address = (uintptr_t)p, key;
-	size_t top = kslab_page_map_top_index(&heap->map, address);
-	struct kslab_page *page;
 	struct kslab_zone *zone;
 	kslab_word *bits, freed, bit;
 	uint32_t index;
 
-	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
-		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
-		return;
-	}
-	page = *kslab_page_map_quick(&heap->map, top, address);
-	if (KSLAB_CFG_FLAT_MAP && KSLAB_UNLIKELY(page == NULL)) {
-		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
-		return;
-	}
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
 	/*
@@ -425,6 +416,24 @@ cold:
 	}
 	KSLAB_PORT_UNPIN();
 	kslab_heap_free_known(p, heap, page, KSLAB_TAIL_CALLER(caller));
+}
+
+KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const void *caller)
+{
+	uintptr_t address = (uintptr_t)p;
+	size_t top = kslab_page_map_top_index(&heap->map, address);
+	struct kslab_page *page;
+
+	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
+		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
+		return;
+	}
+	page = *kslab_page_map_quick(&heap->map, top, address);
+	if (KSLAB_CFG_FLAT_MAP && KSLAB_UNLIKELY(page == NULL)) {
+		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
+		return;
+	}
+	kslab_heap_free_in(heap, p, page, caller);
 }
 
 #endif
