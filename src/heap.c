@@ -199,6 +199,10 @@
  *  - realloc passes on the descriptor that it looked up, and a large block whose pages stay is
  *    answered without saving a register: steps of 1 KiB to 1 MiB in two thirds of the time, steps of
  *    16 bytes to 4 KiB 4 % faster.
+ *  - A large block is taken from the newest spare one, and given there, without a call on the way:
+ *    pairs 20 % faster. The atomic of the free is 6 % of what is left.
+ *  - Classes above the table of routes look at their cached word first: pairs of 3 to 10 KiB 10 to 30
+ *    % faster.
  *  - Debug level 1: the tail of a slot compared as one number, no class looked up, long bodies
  *    compared in pairs of words: 1.51 times level 0 instead of 1.66.
  *

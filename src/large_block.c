@@ -85,8 +85,8 @@ struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
 }
 
 /* The newest spare block of exactly this length, live again; or NULL. Inside the zone. */
-KSLAB_INLINE struct kslab_page *reuse_spare(struct kslab_heap *heap, struct kslab_zone *zone,
-					    size_t pages, size_t n)
+static struct kslab_page *reuse_spare(struct kslab_heap *heap, struct kslab_zone *zone,
+				      size_t pages, size_t n)
 {
 	for (unsigned i = zone->spares; i-- > 0;) {
 		struct kslab_page *page = zone->spare[i];
@@ -146,27 +146,49 @@ static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pa
 	return page;
 }
 
-KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
+/* Not the newest spare block. */
+static KSLAB_SLOW void *malloc_other(size_t n, struct kslab_heap *heap, const void *caller,
+				     size_t pages)
 {
-	/* if it wraps, no block is so short */
-	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
-	struct kslab_page *page = NULL;
-	struct kslab_zone *zone;
+	struct kslab_page *page = reuse(heap, pages, n);
 	bool zeroed;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_quick_zone(heap);
-	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0)) {
-		kslab_zone_enter(zone);
-		page = reuse_spare(heap, zone, pages, n);
-		kslab_zone_leave(zone);
-	}
-	KSLAB_PORT_UNPIN();
-	if (KSLAB_UNLIKELY(page == NULL))
+	if (page == NULL)
 		page = take_new(heap, pages, n, &zeroed);
 	if (KSLAB_LIKELY(page != NULL))
 		return (void *)page->data;
 	return kslab_heap_alloc_any(heap, n, 1, 0, caller);
+}
+
+/* Calls nothing on its way, so that it saves no registers. */
+KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	/* of an n that would wrap: more than any block has */
+	size_t pages = ((n - 1) >> heap->page_shift) + 1;
+	struct kslab_page *page;
+	struct kslab_zone *zone;
+	unsigned newest;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_quick_zone(heap);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0))
+		goto other;
+	kslab_zone_enter(zone);
+	newest = zone->spares - 1u;
+	if (newest >= KSLAB_SPARE_BLOCKS || (page = zone->spare[newest])->slots != pages) {
+		kslab_zone_leave(zone);
+		goto other;
+	}
+	zone->spares = (uint16_t)newest;
+	zone->spare[newest] = NULL;
+	zone->spare_run -= (uint32_t)pages;
+	bring_to_life(heap, page, n);
+	kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
+	return (void *)page->data;
+other:
+	KSLAB_PORT_UNPIN();
+	return malloc_other(n, heap, caller, pages);
 }
 
 /* Keep a freed block in an entered zone, if there is room. */
@@ -427,7 +449,7 @@ KSLAB_SLOW void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct 
 		return;
 	}
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
+	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0 &&
 			 KSLAB_LOAD_RELAXED(&heap->deferred) == NULL &&
 			 page->bits[0].freed == page->slots)) {
