@@ -80,6 +80,17 @@ KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
 /* Innermost zone of this CPU that is idle, entered; NULL: none. Pinned by the caller. */
 struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
 
+/* The same where the heap is known to be in use. */
+KSLAB_INLINE struct kslab_zone *kslab_heap_enter_quick(struct kslab_heap *heap)
+{
+	struct kslab_zone *zone = kslab_heap_quick_zone(heap);
+
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0))
+		return kslab_heap_enter(heap);
+	kslab_zone_enter(zone);
+	return zone;
+}
+
 /*
  * The zone of one level of this CPU, pinned and entered; NULL: there is none, or it is busy, and
  * nothing is pinned.
