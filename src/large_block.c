@@ -136,11 +136,11 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 }
 
 /*
- * A block out of a region, by taking the lock once; or NULL: not so simple. n may have been too
- * large, pages too few then.
+ * A block out of a region, at a multiple of align_pages pages, by taking the lock once; or NULL: not
+ * so simple. n may have been too large, pages too few then.
  */
 static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pages, size_t n,
-					      bool *zeroed)
+					      size_t align_pages, bool *zeroed)
 {
 	struct kslab_lock_state state;
 	struct kslab_page *page;
@@ -149,7 +149,7 @@ static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pa
 	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX || !kslab_heap_lock(heap, &state))
 		return NULL;
 	page = kslab_descriptor_take(heap);
-	if (page != NULL && !kslab_source_take(heap, pages, &run)) {
+	if (page != NULL && !kslab_source_take(heap, pages, align_pages, &run)) {
 		kslab_descriptor_put(heap, page);
 		page = NULL;
 	}
@@ -174,7 +174,7 @@ static KSLAB_SLOW void *malloc_other(size_t n, struct kslab_heap *heap, const vo
 	bool zeroed;
 
 	if (page == NULL)
-		page = take_new(heap, pages, n, &zeroed);
+		page = take_new(heap, pages, n, 1, &zeroed);
 	if (KSLAB_LIKELY(page != NULL))
 		return (void *)page->data;
 	return kslab_heap_alloc_any(heap, n, 1, 0, caller);
@@ -308,7 +308,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
 	}
-	if (align_pages == 1 && (page = take_new(heap, pages, n, &run.zeroed)) != NULL) {
+	if (align_pages == 1 && (page = take_new(heap, pages, n, 1, &run.zeroed)) != NULL) {
 		if ((flags & KSLAB_ZERO) && !run.zeroed)
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
@@ -774,9 +774,19 @@ void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
 {
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
 	struct kslab_page *page = NULL;
+	bool zeroed;
 
 	if (n <= KSLAB_REQUEST_MAX)
 		page = cut_spare(heap, pages, n);
+	if (page != NULL)
+		return (void *)page->data;
 	/* None to cut: what has a class goes there, rather than to the region. */
+	if (n > KSLAB_CLASS_MAX_BYTES && n <= KSLAB_REQUEST_MAX) {
+		page = reuse(heap, pages, n);
+		/* The front of a free block of twice the length: it can grow in place once more. */
+		if (page == NULL)
+			page = take_new(heap, pages, n, (size_t)2 << kslab_log2(2 * pages - 1),
+					&zeroed);
+	}
 	return page != NULL ? (void *)page->data : kslab_heap_malloc_unrouted(n, heap, caller);
 }

@@ -589,6 +589,47 @@ static void test_a_second_growth_into_the_same_block_takes_no_lock(void **state)
 	region_end();
 }
 
+/* Several blocks that grow in turn: each has moved to where it can grow once more. */
+static void test_blocks_that_double_by_turns_never_move_twice_in_a_row(void **state)
+{
+	unsigned char *block[4], *other[8];
+	bool has_moved[4] = { false };
+
+	(void)state;
+	region_begin(&(struct kslab_config){ .retain_bytes = KSLAB_RETAIN_NONE }, 1024);
+	/* Descriptors and object pages are there. */
+	for (size_t i = 0; i < TESTING_COUNT(other); i++)
+		other[i] = region_malloc(5 * 4096);
+	for (size_t i = 0; i < TESTING_COUNT(other); i++)
+		kslab_heap_free(&region_heap, other[i]);
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		block[i] = region_malloc(16384);
+	for (size_t n = 16384; n < (size_t)64 * 4096; n *= 2) {
+		for (size_t i = 0; i < TESTING_COUNT(block); i++) {
+			unsigned char *p = region_grow(block[i], n, 2 * n);
+
+			assert_false(p != block[i] && has_moved[i]);
+			has_moved[i] = p != block[i];
+			block[i] = p;
+		}
+	}
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		kslab_heap_free(&region_heap, block[i]);
+	/* Where there is no such place, wherever there is one. */
+	block[0] = region_malloc((size_t)400 * 4096);
+	block[1] = region_grow(region_malloc(16384), 16384, (size_t)200 * 4096);
+	kslab_heap_free(&region_heap, block[0]);
+	kslab_heap_free(&region_heap, block[1]);
+	region_end();
+	/* A spare block of just the length comes first. */
+	region_begin(&defaults, 1024);
+	block[0] = region_malloc(16384);
+	block[1] = region_spare(16);
+	assert_ptr_equal(region_grow(block[0], 16384, (size_t)16 * 4096), block[1]);
+	kslab_heap_free(&region_heap, block[1]);
+	region_end();
+}
+
 static void test_what_a_block_grows_into_goes_back_under_pressure(void **state)
 {
 	unsigned char *p;
@@ -1224,6 +1265,7 @@ int main(void)
 		cmocka_unit_test(test_a_large_block_of_a_region_grows_and_shrinks_in_place),
 		cmocka_unit_test(test_a_growing_object_takes_a_spare_block_and_then_the_rest_of_it),
 		cmocka_unit_test(test_a_second_growth_into_the_same_block_takes_no_lock),
+		cmocka_unit_test(test_blocks_that_double_by_turns_never_move_twice_in_a_row),
 		cmocka_unit_test(test_what_a_block_grows_into_goes_back_under_pressure),
 		cmocka_unit_test(test_a_block_whose_room_is_too_short_takes_more_or_moves),
 		cmocka_unit_test(test_a_growth_that_fails_leaves_block_and_room_as_they_were),
