@@ -177,10 +177,7 @@ static KSLAB_SLOW void free_known_0(void *p, struct kslab_heap *heap, struct ksl
 
 	owner = KSLAB_LOAD_RELAXED(&page->owner) & ~KSLAB_TAG_FULL;
 	index = kslab_page_index(page, (uintptr_t)p);
-	if (owner == kslab_large_tag(heap))
-		kslab_large_free_plain(p, heap, page, caller);
-	else if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 ||
-				index >= page->slots))
+	if (KSLAB_UNLIKELY((owner & KSLAB_TAG_MASK) != 0 || owner == 0 || index >= page->slots))
 		kslab_heap_free_slow(heap, p, NULL, caller);
 	else
 		free_plain(p, heap, page, caller, index);
@@ -190,12 +187,16 @@ KSLAB_SLOW void kslab_heap_free_known(void *p, struct kslab_heap *heap, struct k
 				      const void *caller)
 {
 	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_LIKELY(heap->debug_level == 0))
-		free_known_0(p, heap, page, caller);
-	else if (heap->debug_level == 1)
+	if (KSLAB_LIKELY(heap->debug_level == 0)) {
+		if (KSLAB_LOAD_RELAXED(&page->owner) == kslab_large_tag(heap))
+			kslab_large_free_plain(p, heap, page, caller);
+		else
+			free_known_0(p, heap, page, caller);
+	} else if (heap->debug_level == 1) {
 		kslab_debug_free_1(p, heap, page, caller);
-	else
+	} else {
 		kslab_debug_free_2(p, heap, page, caller);
+	}
 }
 
 KSLAB_SLOW void kslab_heap_free_cold(void *p, struct kslab_heap *heap, const void *caller)

@@ -202,6 +202,19 @@
  *  - The host's new memory in huge pages (tests/host/port.c): a fault of 1.4 us for 4 KiB becomes
  *    0.2. By MADV_POPULATE_WRITE in pieces of 64 KiB 1.0 to 1.2, and then the unused ends of each
  *    class's newest page are resident, too.
+ *  - realloc passes on the descriptor that it looked up, and a large block whose pages stay is
+ *    answered without saving a register: steps of 1 KiB to 1 MiB in two thirds of the time, steps of
+ *    16 bytes to 4 KiB 4 % faster.
+ *  - Whether a block lies in a region stands in its descriptor, and that of a room that is used up
+ *    stays for the next one: growth in place looks up no region and takes no lock.
+ *  - A block that grows and has no room to be cut from goes to the front of a free block of twice
+ *    its length: eight blocks that double by turns in 0.6 of the time, half the bytes copied.
+ *  - A large block is taken from the newest spare one, and given there, without a call on the way:
+ *    pairs 20 % faster. The atomic of the free is 6 % of what is left.
+ *  - Classes above the table of routes look at their cached word first: pairs of 3 to 10 KiB 10 to 30
+ *    % faster.
+ *  - A run goes back to its region order by order, from both ends: a third fewer instructions there
+ *    than piece by piece.
  *  - Debug level 1: the tail of a slot compared as one number, no class looked up, long bodies
  *    compared in pairs of words: 1.51 times level 0 instead of 1.66.
  *
@@ -222,6 +235,10 @@
  *  - Always eight looks at a page's words, without a branch: a tenth fewer mispredictions, 7 % more
  *    instructions, and slower where pages are short.
  *  - The next page's bits, or the word's second slot, prefetched: nothing that could be measured.
+ *  - The map written by string instructions: growth by half and random replacement of large blocks 5
+ *    to 10 % faster, doubling 5 % slower. By vectors of 16 bytes the gain alone, but kernels have none.
+ *  - Copies of realloc in words up to 16, 32, 128 bytes instead of 64: no difference. A third of
+ *    growth in small steps is the copy, into memory that the first cache does not hold.
  */
 #include "heap.h"
 #include "debug.h"

@@ -84,6 +84,17 @@ KSLAB_INLINE void kslab_zone_leave(struct kslab_zone *zone)
 /* Innermost zone of this CPU that is idle, entered; NULL: none. Pinned by the caller. */
 struct kslab_zone *kslab_heap_enter(struct kslab_heap *heap);
 
+/* The same where the heap is known to be in use. */
+KSLAB_INLINE struct kslab_zone *kslab_heap_enter_quick(struct kslab_heap *heap)
+{
+	struct kslab_zone *zone = kslab_heap_quick_zone(heap);
+
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0))
+		return kslab_heap_enter(heap);
+	kslab_zone_enter(zone);
+	return zone;
+}
+
 /*
  * The zone of one level of this CPU, pinned and entered; NULL: there is none, or it is busy, and
  * nothing is pinned.
@@ -389,24 +400,15 @@ KSLAB_INLINE void *kslab_heap_malloc_fast(struct kslab_heap *heap, size_t n, con
 	return (void *)object;
 }
 
-KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const void *caller)
+/* Of what the page map said lies at p: a descriptor, whatever has become of it since (I7). */
+KSLAB_INLINE void kslab_heap_free_in(struct kslab_heap *heap, void *p, struct kslab_page *page,
+				     const void *caller)
 {
 	uintptr_t address = (uintptr_t)p, key;
-	size_t top = kslab_page_map_top_index(&heap->map, address);
-	struct kslab_page *page;
 	struct kslab_zone *zone;
 	kslab_word *bits, freed, bit;
 	uint32_t index;
 
-	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
-		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
-		return;
-	}
-	page = *kslab_page_map_quick(&heap->map, top, address);
-	if (KSLAB_CFG_FLAT_MAP && KSLAB_UNLIKELY(page == NULL)) {
-		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
-		return;
-	}
 	KSLAB_PORT_PIN();
 	zone = kslab_heap_quick_zone(heap);
 	/*
@@ -448,6 +450,24 @@ cold:
 	}
 	KSLAB_PORT_UNPIN();
 	kslab_heap_free_known(p, heap, page, KSLAB_TAIL_CALLER(caller));
+}
+
+KSLAB_INLINE void kslab_heap_free_fast(struct kslab_heap *heap, void *p, const void *caller)
+{
+	uintptr_t address = (uintptr_t)p;
+	size_t top = kslab_page_map_top_index(&heap->map, address);
+	struct kslab_page *page;
+
+	if (KSLAB_UNLIKELY(top >= heap->map.limit)) {
+		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
+		return;
+	}
+	page = *kslab_page_map_quick(&heap->map, top, address);
+	if (KSLAB_CFG_FLAT_MAP && KSLAB_UNLIKELY(page == NULL)) {
+		kslab_heap_free_cold(p, heap, KSLAB_TAIL_CALLER(caller));
+		return;
+	}
+	kslab_heap_free_in(heap, p, page, caller);
 }
 
 #endif

@@ -134,7 +134,7 @@ static bool is_run_size(struct kslab_heap *heap, size_t n)
 	       kslab_heap_class(heap, n, 1) == KSLAB_CLASSES;
 }
 
-static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+static KSLAB_SLOW void *resize_slow(void *p, size_t n, struct kslab_heap *heap, const void *caller)
 {
 	struct kslab_page *page;
 	size_t bytes;
@@ -180,24 +180,32 @@ static KSLAB_SLOW void *resize_slow(struct kslab_heap *heap, void *p, size_t n, 
 	return move(heap, p, bytes, n, caller);
 }
 
-/* A large block whose number of pages stays, or changes in place: without a closer look. */
-static KSLAB_SLOW void *resize_large(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+/* The number of pages of a large block changes. */
+static KSLAB_SLOW void *resize_pages(void *p, size_t n, struct kslab_heap *heap, const void *caller,
+				     struct kslab_page *page)
 {
-	struct kslab_page *page = kslab_page_map_find(&heap->map, (uintptr_t)p);
+	KSLAB_TAKE_CALLER(caller);
+	if (n > kslab_large_bytes(heap, page) &&
+	    kslab_large_resize(heap, page, (uintptr_t)p, n) == KSLAB_RESIZE_DONE)
+		return p;
+	return resize_slow(p, n, heap, caller);
+}
+
+/* What has no class: a large block, if its number of pages stays. */
+static KSLAB_SLOW void *resize_large(void *p, size_t n, struct kslab_heap *heap, const void *caller,
+				     struct kslab_page *page)
+{
+	/* an n that wraps leads to 0 pages, which no block has */
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
 
 	KSLAB_TAKE_CALLER(caller);
-	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&page->owner) == kslab_large_tag(heap) &&
-			 (uintptr_t)p == page->data && n <= KSLAB_REQUEST_MAX)) {
-		if (pages == page->slots) {
-			page->bits[0].remote = n;
-			return p;
-		}
-		if (pages > page->slots &&
-		    kslab_large_resize(heap, page, (uintptr_t)p, n) == KSLAB_RESIZE_DONE)
-			return p;
-	}
-	return resize_slow(heap, p, n, caller);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&page->owner) != kslab_large_tag(heap) ||
+			   (uintptr_t)p != page->data || !kslab_large_may_hold(heap, n)))
+		return resize_slow(p, n, heap, caller);
+	if (pages != page->slots)
+		return resize_pages(p, n, heap, caller, page);
+	page->bits[0].remote = n;
+	return p;
 }
 
 /* Copy n bytes between slots, whose lengths are multiples of words; short ones without a call. */
@@ -217,8 +225,8 @@ KSLAB_INLINE void copy(void *to, const void *from, size_t n)
 }
 
 /* A live object of a size class goes to another one. */
-static KSLAB_SLOW void *move_plain(struct kslab_heap *heap, void *p, size_t old, size_t n,
-				   const void *caller)
+static KSLAB_SLOW void *move_plain(void *p, size_t n, struct kslab_heap *heap, const void *caller,
+				   struct kslab_page *page, size_t old)
 {
 	void *fresh;
 
@@ -227,63 +235,52 @@ static KSLAB_SLOW void *move_plain(struct kslab_heap *heap, void *p, size_t old,
 	if (KSLAB_UNLIKELY(fresh == NULL))
 		return NULL;
 	copy(fresh, p, old < n ? old : n);
-	kslab_heap_free_fast(heap, p, caller);
+	kslab_heap_free_in(heap, p, page, caller);
 	return fresh;
 }
 
-/*
- * What a live object of a class belongs to; NULL: it is none, or not seen to be one without a
- * closer look.
- */
-KSLAB_INLINE const struct kslab_sc *plain_class(const struct kslab_heap *heap, uintptr_t address)
+/* Is the slot a live object? As far as can be seen without a closer look. */
+KSLAB_INLINE bool is_live(const struct kslab_page *page, uint32_t index)
 {
-	size_t top = kslab_page_map_top_index(&heap->map, address);
-	const struct kslab_page *page;
-	const struct kslab_sc *sc;
 	const kslab_word *bits;
 	kslab_word free;
-	uint32_t index;
 
-	if (KSLAB_UNLIKELY(top >= heap->map.limit))
-		return NULL;
-	page = *kslab_page_map_entry(heap->map.top[top], address);
-	index = kslab_page_index(page, address);
-	sc = page->sc;
-	if (KSLAB_UNLIKELY(sc == NULL || index >= page->slots))
-		return NULL;
+	if (KSLAB_UNLIKELY(index >= page->slots))
+		return false;
 	bits = &page->bits[0].avail + (size_t)(index / KSLAB_WORD_BITS) * 3;
 	free = KSLAB_LOAD_ACQUIRE(&bits[2]);
 	free |= KSLAB_LOAD_ACQUIRE(&bits[1]);
 	free |= KSLAB_LOAD_RELAXED(&bits[0]);
-	return KSLAB_LIKELY(!(free >> index % KSLAB_WORD_BITS & 1)) ? sc : NULL;
+	return !(free >> index % KSLAB_WORD_BITS & 1);
 }
 
-KSLAB_INLINE void *resize(struct kslab_heap *heap, void *p, size_t n, const void *caller)
+KSLAB_INLINE void *resize(void *p, size_t n, struct kslab_heap *heap, const void *caller)
 {
+	size_t top = kslab_page_map_top_index(&heap->map, (uintptr_t)p);
+	struct kslab_page *page;
 	const struct kslab_sc *sc;
 
 	/* The limit is 0 where every call has to go the long way. */
-	if (KSLAB_UNLIKELY(heap->route_limit == 0))
+	if (KSLAB_UNLIKELY(heap->route_limit == 0 || top >= heap->map.limit))
 		goto slow;
-	sc = plain_class(heap, (uintptr_t)p);
-	if (KSLAB_UNLIKELY(sc == NULL)) {
-		if (kslab_large_may_hold(heap, n))
-			return resize_large(heap, p, n, KSLAB_TAIL_CALLER(caller));
-		goto slow;
-	}
-	if (KSLAB_UNLIKELY(sc->cls == KSLAB_CLASS_CACHE))
+	page = *kslab_page_map_entry(heap->map.top[top], (uintptr_t)p);
+	sc = page->sc;
+	if (sc == NULL)
+		return resize_large(p, n, heap, KSLAB_TAIL_CALLER(caller), page);
+	if (KSLAB_UNLIKELY(!is_live(page, kslab_page_index(page, (uintptr_t)p)) ||
+			   sc->cls == KSLAB_CLASS_CACHE))
 		goto slow;
 	if (n <= sc->size && n > heap->size_below[sc->cls])
 		return p;
 	if (n != 0 && (n <= sc->size || !kslab_large_may_hold(heap, n)))
-		return move_plain(heap, p, sc->size, n, KSLAB_TAIL_CALLER(caller));
+		return move_plain(p, n, heap, KSLAB_TAIL_CALLER(caller), page, sc->size);
 slow:
-	return resize_slow(heap, p, n, KSLAB_TAIL_CALLER(caller));
+	return resize_slow(p, n, heap, KSLAB_TAIL_CALLER(caller));
 }
 
 void *kslab_heap_realloc(struct kslab_heap *heap, void *p, size_t n)
 {
-	return resize(heap, p, n, NULL);
+	return resize(p, n, heap, NULL);
 }
 
 void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, size_t size)
@@ -292,7 +289,7 @@ void *kslab_heap_reallocarray(struct kslab_heap *heap, void *p, size_t count, si
 
 	if (__builtin_mul_overflow(count, size, &n))
 		return kslab_heap_fail(heap, KSLAB_OVERFLOW);
-	return resize(heap, p, n, NULL);
+	return resize(p, n, heap, NULL);
 }
 
 /* ---- free ------------------------------------------------------------------------------------ */
@@ -569,7 +566,7 @@ void *kslab_calloc(size_t count, size_t size)
 
 void *kslab_realloc(void *p, size_t n)
 {
-	return resize(DEFAULT, p, n, NULL);
+	return resize(p, n, DEFAULT, NULL);
 }
 
 void *kslab_reallocarray(void *p, size_t count, size_t size)

@@ -10,25 +10,33 @@
 #define DEFERRED_MOST 2u
 
 /*
- * The descriptor of a large block: slots = length in base pages; bits[0] = { run, pages of the run,
- * bytes asked for }. A run may be longer than the block when an alignment above a page was asked of
- * a source that does not align, or when the block was made shorter and the run can't be divided.
+ * The descriptor of a large block: slots = length in base pages; pages = 1 if it lies in a region;
+ * bits[0] = { run, pages of the run, bytes asked for }. A run may be longer than the block when an
+ * alignment above a page was asked of a source that does not align, or when the block was made
+ * shorter and the run can't be divided.
  */
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	return (size_t)page->slots << heap->page_shift;
 }
 
-/* A descriptor becomes that of a block at the start of a run; nobody's yet. */
-static void describe(struct kslab_page *page, uintptr_t address, size_t pages)
+/* Where a block, nobody's, lies from now on: all of a run. */
+static void place(struct kslab_page *page, uintptr_t address, size_t pages)
 {
 	page->data = address;
 	page->slots = (uint32_t)pages;
-	page->inverse = 0;
-	page->sc = NULL;
-	kslab_page_set_state(page, KSLAB_PAGE_LARGE);
 	page->bits[0].avail = address;
 	page->bits[0].freed = pages;
+}
+
+/* A descriptor becomes that of a block, nobody's yet. */
+static void describe(struct kslab_page *page, uintptr_t address, size_t pages, bool in_region)
+{
+	page->inverse = 0;
+	page->pages = in_region;
+	page->sc = NULL;
+	kslab_page_set_state(page, KSLAB_PAGE_LARGE);
+	place(page, address, pages);
 }
 
 static void set_map(struct kslab_heap *heap, uintptr_t address, size_t pages,
@@ -84,9 +92,21 @@ struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone)
 	return zone->spares != 0 ? take_spare(zone, 0) : NULL;
 }
 
+/*
+ * A spare block without a page is a descriptor for the next one that is cut off.
+ * KSLAB_SPARE_BLOCKS: there is none.
+ */
+static unsigned find_empty(const struct kslab_zone *zone)
+{
+	for (unsigned i = 0; i < zone->spares; i++)
+		if (zone->spare[i]->slots == 0)
+			return i;
+	return KSLAB_SPARE_BLOCKS;
+}
+
 /* The newest spare block of exactly this length, live again; or NULL. Inside the zone. */
-KSLAB_INLINE struct kslab_page *reuse_spare(struct kslab_heap *heap, struct kslab_zone *zone,
-					    size_t pages, size_t n)
+static struct kslab_page *reuse_spare(struct kslab_heap *heap, struct kslab_zone *zone,
+				      size_t pages, size_t n)
 {
 	for (unsigned i = zone->spares; i-- > 0;) {
 		struct kslab_page *page = zone->spare[i];
@@ -116,11 +136,11 @@ static struct kslab_page *reuse(struct kslab_heap *heap, size_t pages, size_t n)
 }
 
 /*
- * A block out of a region, by taking the lock once; or NULL: not so simple. n may have been too
- * large, pages too few then.
+ * A block out of a region, at a multiple of align_pages pages, by taking the lock once; or NULL: not
+ * so simple. n may have been too large, pages too few then.
  */
 static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pages, size_t n,
-					      bool *zeroed)
+					      size_t align_pages, bool *zeroed)
 {
 	struct kslab_lock_state state;
 	struct kslab_page *page;
@@ -129,12 +149,12 @@ static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pa
 	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX || !kslab_heap_lock(heap, &state))
 		return NULL;
 	page = kslab_descriptor_take(heap);
-	if (page != NULL && !kslab_source_take(heap, pages, &run)) {
+	if (page != NULL && !kslab_source_take(heap, pages, align_pages, &run)) {
 		kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
 		page = NULL;
 	}
 	if (page != NULL) {
-		describe(page, run.address, pages);
+		describe(page, run.address, pages, true);
 		link_block(heap, page, pages);
 	}
 	kslab_heap_unlock(heap, &state);
@@ -146,27 +166,49 @@ static KSLAB_SLOW struct kslab_page *take_new(struct kslab_heap *heap, size_t pa
 	return page;
 }
 
-KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
+/* Not the newest spare block. */
+static KSLAB_SLOW void *malloc_other(size_t n, struct kslab_heap *heap, const void *caller,
+				     size_t pages)
 {
-	/* if it wraps, no block is so short */
-	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
-	struct kslab_page *page = NULL;
-	struct kslab_zone *zone;
+	struct kslab_page *page = reuse(heap, pages, n);
 	bool zeroed;
 
-	KSLAB_PORT_PIN();
-	zone = kslab_heap_quick_zone(heap);
-	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0)) {
-		kslab_zone_enter(zone);
-		page = reuse_spare(heap, zone, pages, n);
-		kslab_zone_leave(zone);
-	}
-	KSLAB_PORT_UNPIN();
-	if (KSLAB_UNLIKELY(page == NULL))
-		page = take_new(heap, pages, n, &zeroed);
+	if (page == NULL)
+		page = take_new(heap, pages, n, 1, &zeroed);
 	if (KSLAB_LIKELY(page != NULL))
 		return (void *)page->data;
 	return kslab_heap_alloc_any(heap, n, 1, 0, caller);
+}
+
+/* Calls nothing on its way, so that it saves no registers. */
+KSLAB_SLOW void *kslab_large_malloc(size_t n, struct kslab_heap *heap, const void *caller)
+{
+	/* of an n that would wrap: more than any block has */
+	size_t pages = ((n - 1) >> heap->page_shift) + 1;
+	struct kslab_page *page;
+	struct kslab_zone *zone;
+	unsigned newest;
+
+	KSLAB_PORT_PIN();
+	zone = kslab_heap_quick_zone(heap);
+	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0))
+		goto other;
+	kslab_zone_enter(zone);
+	newest = zone->spares - 1u;
+	if (newest >= KSLAB_SPARE_BLOCKS || (page = zone->spare[newest])->slots != pages) {
+		kslab_zone_leave(zone);
+		goto other;
+	}
+	zone->spares = (uint16_t)newest;
+	zone->spare[newest] = NULL;
+	zone->spare_run -= (uint32_t)pages;
+	bring_to_life(heap, page, n);
+	kslab_zone_leave(zone);
+	KSLAB_PORT_UNPIN();
+	return (void *)page->data;
+other:
+	KSLAB_PORT_UNPIN();
+	return malloc_other(n, heap, caller, pages);
 }
 
 /* Keep a freed block in an entered zone, if there is room. */
@@ -201,7 +243,9 @@ static struct kslab_page *keep(struct kslab_heap *heap, struct kslab_page *page)
 		return page;
 	}
 	while (!(kept = keep_here(heap, zone, page)) && zone->spares != 0) {
-		struct kslab_page *oldest = take_spare(zone, 0);
+		unsigned empty = find_empty(zone);
+		struct kslab_page *oldest =
+			take_spare(zone, empty != KSLAB_SPARE_BLOCKS ? empty : 0);
 
 		oldest->mail_next = out;
 		out = oldest;
@@ -231,7 +275,7 @@ static struct kslab_page *make_block(struct kslab_heap *heap, const struct kslab
 		kslab_source_free(heap, run->address, run->pages);
 		return NULL;
 	}
-	describe(page, data, pages);
+	describe(page, data, pages, kslab_source_is_divisible(heap, data));
 	page->bits[0].avail = run->address;
 	page->bits[0].freed = run->pages;
 	set_map(heap, run->address, run->pages, page);
@@ -269,7 +313,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
 	}
-	if (align_pages == 1 && (page = take_new(heap, pages, n, &run.zeroed)) != NULL) {
+	if (align_pages == 1 && (page = take_new(heap, pages, n, 1, &run.zeroed)) != NULL) {
 		if ((flags & KSLAB_ZERO) && !run.zeroed)
 			memset((void *)page->data, 0, pages << heap->page_shift);
 		return (void *)page->data;
@@ -341,7 +385,10 @@ void kslab_large_release(struct kslab_heap *heap, struct kslab_page *page)
 	if (pages > ENTRIES_LOCKED)
 		kslab_heap_lock(heap, &state);
 	kslab_descriptor_free(heap, page, KSLAB_DESCRIPTOR_LARGE);
-	kslab_source_give_and_unlock(heap, address, pages, &state);
+	if (pages != 0)
+		kslab_source_give_and_unlock(heap, address, pages, &state);
+	else
+		kslab_heap_unlock(heap, &state);
 }
 
 static bool has_blocks_waiting(const struct kslab_heap *heap)
@@ -437,7 +484,7 @@ KSLAB_SLOW void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct 
 		return;
 	}
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_zone(heap);
+	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_LIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) != 0 &&
 			 KSLAB_LOAD_RELAXED(&heap->deferred) == NULL &&
 			 page->bits[0].freed == page->slots)) {
@@ -457,7 +504,9 @@ KSLAB_SLOW void kslab_large_free_plain(void *p, struct kslab_heap *heap, struct 
  * there is its room: it is taken from page by page, without the lock. So a block that is moved to
  * grow is cut from the longest spare block, and what is left behind it remains a spare block like
  * any other: it counts as retention, goes back under memory pressure, and serves whoever asks for
- * its length. With debugging, where spare blocks are filled and looked at as a whole, none is cut.
+ * its length. Of a room that is used up the descriptor stays in its place, without a page, for
+ * the next one: growth into the same spare block again and again takes no lock. With debugging, where
+ * spare blocks are filled and looked at as a whole, none is cut.
  */
 
 /* Base pages from the start of a block to the end of its run. */
@@ -467,35 +516,26 @@ static size_t run_behind(const struct kslab_heap *heap, const struct kslab_page 
 }
 
 /* A block that is all of a run of a region can be cut and extended. */
-static bool is_divisible(struct kslab_heap *heap, const struct kslab_page *page)
+static bool is_divisible(const struct kslab_page *page)
 {
-	return page->bits[0].freed == page->slots && kslab_source_is_divisible(heap, page->data);
+	return page->pages != 0 && page->bits[0].freed == page->slots;
 }
 
-/*
- * Cut a divisible block, live or not, before its page `at`. Return: a block that is nobody's yet,
- * the front or the rest; or NULL: no descriptor at hand.
- */
-static struct kslab_page *divide(struct kslab_heap *heap, struct kslab_page *page, size_t at,
-				 bool front)
+/* A spare block without a page, by taking the lock; NULL: no descriptor at hand. */
+static struct kslab_page *make_empty(struct kslab_heap *heap)
 {
-	size_t rest = page->slots - at;
-	uintptr_t start = page->data, middle = start + (at << heap->page_shift);
 	struct kslab_lock_state state;
-	struct kslab_page *fresh;
+	struct kslab_page *page;
 
 	if (!kslab_heap_lock(heap, &state))
 		return NULL;
-	fresh = kslab_descriptor_take(heap);
-	if (fresh != NULL) {
-		describe(page, front ? middle : start, front ? rest : at);
-		describe(fresh, front ? start : middle, front ? at : rest);
-		link_block(heap, fresh, 0); /* its pages were counted with the whole */
+	page = kslab_descriptor_take(heap);
+	if (page != NULL) {
+		describe(page, 0, 0, true);
+		link_block(heap, page, 0); /* its pages will have been counted with another's */
 	}
 	kslab_heap_unlock(heap, &state);
-	if (fresh != NULL)
-		set_map(heap, fresh->data, fresh->slots, fresh);
-	return fresh;
+	return page;
 }
 
 /* Descriptors come from metadata, which is not asked for inside a zone: have one at hand. */
@@ -517,10 +557,12 @@ static unsigned longest_spare(struct kslab_heap *heap, const struct kslab_zone *
 
 	for (unsigned i = 0; i < zone->spares; i++) {
 		const struct kslab_page *page = zone->spare[i];
-		const struct kslab_page *before = kslab_page_map_find(&heap->map, page->data - 1);
+		const struct kslab_page *before;
 
-		if (page->slots > pages && is_divisible(heap, page) &&
-		    KSLAB_LOAD_RELAXED(&before->owner) != kslab_large_tag(heap)) {
+		if (page->slots <= pages || !is_divisible(page))
+			continue;
+		before = kslab_page_map_find(&heap->map, page->data - 1);
+		if (KSLAB_LOAD_RELAXED(&before->owner) != kslab_large_tag(heap)) {
 			found = i;
 			pages = page->slots;
 		}
@@ -528,28 +570,49 @@ static unsigned longest_spare(struct kslab_heap *heap, const struct kslab_zone *
 	return found;
 }
 
-/* The front of the longest spare block, live, with the rest of it as room. */
-static struct kslab_page *cut_longest(struct kslab_heap *heap, struct kslab_zone *zone,
-				      size_t pages, size_t n, bool *is_short)
+/*
+ * The first pages of a spare block, live, with the rest of it as room. @empty: a descriptor for the
+ * shorter part: fewer entries of the map.
+ */
+static struct kslab_page *cut(struct kslab_heap *heap, struct kslab_zone *zone, unsigned i,
+			      struct kslab_page *empty, size_t pages, size_t n)
 {
-	unsigned i = longest_spare(heap, zone, pages);
-	struct kslab_page *spare, *fresh, *page;
-	bool front;
+	struct kslab_page *spare = zone->spare[i], *page = spare, *room = empty;
+	uintptr_t start = spare->data, middle = start + (pages << heap->page_shift);
+	size_t rest = spare->slots - pages;
 
-	if (i == KSLAB_SPARE_BLOCKS)
-		return NULL;
-	spare = zone->spare[i];
-	/* the shorter part gets the new descriptor: fewer entries of the map */
-	front = pages <= spare->slots / 2;
-	fresh = divide(heap, spare, pages, front);
-	*is_short = fresh == NULL;
-	if (fresh == NULL)
-		return NULL;
-	page = front ? fresh : spare;
-	zone->spare[i] = front ? spare : fresh;
+	if (pages <= rest) {
+		page = empty;
+		room = spare;
+	}
+	place(page, start, pages);
+	place(room, middle, rest);
+	set_map(heap, empty->data, empty->slots, empty);
+	zone->spare[i] = room;
 	zone->spare_run -= (uint32_t)pages;
 	bring_to_life(heap, page, n);
 	return page;
+}
+
+/* Of the longest spare block. *is_short: no descriptor was at hand. */
+static struct kslab_page *cut_longest(struct kslab_heap *heap, struct kslab_zone *zone,
+				      size_t pages, size_t n, bool *is_short)
+{
+	unsigned i = longest_spare(heap, zone, pages), at = find_empty(zone);
+	struct kslab_page *empty;
+
+	if (i == KSLAB_SPARE_BLOCKS)
+		return NULL;
+	if (at != KSLAB_SPARE_BLOCKS) {
+		empty = take_spare(zone, at);
+		i -= at < i;
+	} else {
+		empty = make_empty(heap);
+	}
+	*is_short = empty == NULL;
+	if (empty == NULL)
+		return NULL;
+	return cut(heap, zone, i, empty, pages, n);
 }
 
 static struct kslab_page *cut_spare(struct kslab_heap *heap, size_t pages, size_t n)
@@ -574,7 +637,7 @@ static struct kslab_page *cut_spare(struct kslab_heap *heap, size_t pages, size_
 }
 
 /* The block ends behind its first pages; the rest goes back. Return: false: not here (NMI). */
-static bool cut_off(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+static KSLAB_SLOW bool cut_off(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
 {
 	size_t rest = page->slots - pages;
 	struct kslab_lock_state state;
@@ -594,8 +657,8 @@ static bool cut_off(struct kslab_heap *heap, struct kslab_page *page, size_t pag
  * The room behind a block turned out to be too short, or just long enough: all of it, and what is
  * missing from the region. Out of any zone. Return: false: nothing changed.
  */
-static bool swallow(struct kslab_heap *heap, struct kslab_page *page, struct kslab_page *room,
-		    size_t pages)
+static KSLAB_SLOW bool swallow(struct kslab_heap *heap, struct kslab_page *page,
+			       struct kslab_page *room, size_t pages)
 {
 	size_t more = pages - page->slots - room->slots;
 	struct kslab_lock_state state;
@@ -624,6 +687,23 @@ static bool swallow(struct kslab_heap *heap, struct kslab_page *page, struct ksl
 	return true;
 }
 
+/*
+ * In an entered zone: so many pages of the room behind a block become its own. A room of which
+ * nothing is left stays, as a descriptor for the next one.
+ */
+static void take_pages(struct kslab_heap *heap, struct kslab_zone *zone, struct kslab_page *page,
+		       struct kslab_page *room, size_t extra)
+{
+	uintptr_t end = room->data;
+	size_t rest = room->slots - extra;
+
+	place(room, rest != 0 ? end + (extra << heap->page_shift) : 0, rest);
+	zone->spare_run -= (uint32_t)extra;
+	set_map(heap, end, extra, page);
+	page->slots += (uint32_t)extra;
+	page->bits[0].freed = page->slots;
+}
+
 /* Grow to `pages` by a spare block that lies behind. */
 static bool grow_into_room(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
 {
@@ -631,31 +711,27 @@ static bool grow_into_room(struct kslab_heap *heap, struct kslab_page *page, siz
 	size_t extra = pages - page->slots;
 	struct kslab_page *room = NULL;
 	struct kslab_zone *zone;
-	bool done = false;
+	bool fits = false;
 
 	KSLAB_PORT_PIN();
-	zone = kslab_heap_enter(heap);
+	zone = kslab_heap_enter_quick(heap);
 	for (unsigned i = 0; zone != NULL && i < zone->spares; i++) {
-		if (zone->spare[i]->data != end || !is_divisible(heap, zone->spare[i]))
+		if (zone->spare[i]->data != end || !is_divisible(zone->spare[i]))
 			continue;
 		room = zone->spare[i];
-		if (room->slots <= extra) {
+		fits = room->slots > extra ||
+		       (room->slots == extra && find_empty(zone) == KSLAB_SPARE_BLOCKS);
+		if (fits)
+			take_pages(heap, zone, page, room, extra);
+		else
 			take_spare(zone, i);
-			break;
-		}
-		describe(room, end + (extra << heap->page_shift), room->slots - extra);
-		zone->spare_run -= (uint32_t)extra;
-		set_map(heap, end, extra, page);
-		page->slots = (uint32_t)pages;
-		page->bits[0].freed = pages;
-		done = true;
 		break;
 	}
 	if (zone != NULL)
 		kslab_zone_leave(zone);
 	KSLAB_PORT_UNPIN();
-	if (done || room == NULL)
-		return done;
+	if (fits || room == NULL)
+		return fits;
 	if (swallow(heap, page, room, pages))
 		return true;
 	retire(heap, room);
@@ -663,7 +739,7 @@ static bool grow_into_room(struct kslab_heap *heap, struct kslab_page *page, siz
 }
 
 /* Grow to `pages` by what is free behind the block. */
-static bool extend(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
+static KSLAB_SLOW bool extend(struct kslab_heap *heap, struct kslab_page *page, size_t pages)
 {
 	uintptr_t end = end_of(heap, page);
 	size_t extra = pages - page->slots;
@@ -689,7 +765,7 @@ static bool resize_claimed(struct kslab_heap *heap, struct kslab_page *page, siz
 
 	if (n > KSLAB_REQUEST_MAX || pages > UINT32_MAX)
 		return false;
-	if (pages != page->slots && !is_divisible(heap, page)) {
+	if (pages != page->slots && !is_divisible(page)) {
 		/* The run stays as it is, and the block ends where it has to. */
 		if (pages > run_behind(heap, page))
 			return false;
@@ -727,9 +803,19 @@ void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
 {
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
 	struct kslab_page *page = NULL;
+	bool zeroed;
 
 	if (n <= KSLAB_REQUEST_MAX)
 		page = cut_spare(heap, pages, n);
+	if (page != NULL)
+		return (void *)page->data;
 	/* None to cut: what has a class goes there, rather than to the region. */
+	if (n > KSLAB_CLASS_MAX_BYTES && n <= KSLAB_REQUEST_MAX) {
+		page = reuse(heap, pages, n);
+		/* The front of a free block of twice the length: it can grow in place once more. */
+		if (page == NULL)
+			page = take_new(heap, pages, n, (size_t)2 << kslab_log2(2 * pages - 1),
+					&zeroed);
+	}
 	return page != NULL ? (void *)page->data : kslab_heap_malloc_unrouted(n, heap, caller);
 }

@@ -263,7 +263,8 @@ static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, si
 	return KSLAB_OK;
 }
 
-bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run)
+bool kslab_source_take(struct kslab_heap *heap, size_t pages, size_t align_pages,
+		       struct kslab_run *run)
 {
 	uintptr_t missing;
 
@@ -272,7 +273,8 @@ bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *
 	for (unsigned i = 0; i < heap->regions; i++) {
 		struct kslab_region *region = &heap->region[i];
 
-		run->address = kslab_region_alloc(region, heap->page_shift, pages, 1, &run->zeroed);
+		run->address = kslab_region_alloc(region, heap->page_shift, pages, align_pages,
+						  &run->zeroed);
 		if (run->address == 0)
 			continue;
 		if (kslab_page_map_lacks_leaf(&heap->map, run->address, pages << heap->page_shift,

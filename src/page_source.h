@@ -49,7 +49,8 @@ size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most);
  * the map has its leaves; false: by kslab_source_alloc, if at all. Give: not in an NMI, it may call
  * back.
  */
-bool kslab_source_take(struct kslab_heap *heap, size_t pages, struct kslab_run *run);
+bool kslab_source_take(struct kslab_heap *heap, size_t pages, size_t align_pages,
+		       struct kslab_run *run);
 void kslab_source_give_and_unlock(struct kslab_heap *heap, uintptr_t address, size_t pages,
 				  struct kslab_lock_state *state);
 

@@ -31,12 +31,6 @@ static bool is_block_inside(const struct kslab_region *region, unsigned shift, u
 	return frame >= first && frame + ((uintptr_t)1 << order) <= first + region->pages;
 }
 
-static void set_block(struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
-{
-	kslab_bittree_set(region->order[order], order_bits(region, shift, order),
-			  block_bit(region, shift, frame, order));
-}
-
 static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t frame,
 			unsigned order)
 {
@@ -44,54 +38,41 @@ static void clear_block(struct kslab_region *region, unsigned shift, uintptr_t f
 			    block_bit(region, shift, frame, order));
 }
 
-static void put_block(struct kslab_region *region, unsigned shift, uintptr_t frame, unsigned order)
-{
-	const uintptr_t first = region->base >> shift, last = first + region->pages - 1;
-
-	for (; order + 1 < region->orders; order++) {
-		uintptr_t pages = (uintptr_t)1 << order, buddy = frame ^ pages;
-		kslab_word *tree = region->order[order];
-		size_t bit = (buddy >> order) - (first >> order);
-
-		if (buddy < first || buddy + (pages - 1) > last || !kslab_bittree_test(tree, bit))
-			break;
-		kslab_bittree_clear(tree, (last >> order) - (first >> order) + 1, bit);
-		frame &= ~pages;
-	}
-	set_block(region, shift, frame, order);
-}
-
-/* The longest aligned block at the start of a run. */
-static unsigned first_order(const struct kslab_region *region, uintptr_t frame, size_t pages)
-{
-	unsigned order = kslab_log2(pages);
-
-	if (frame != 0 && kslab_ctz(frame) < order)
-		order = kslab_ctz(frame);
-	return order < region->orders ? order : region->orders - 1;
-}
-
-/* A run is the sum of aligned blocks. */
+/*
+ * A run becomes free, order by order: where its first or last block is one half of a pair, it takes
+ * the other half along if that is free, or stays behind; what lies between are blocks of the next
+ * order.
+ */
 static void put_run(struct kslab_region *region, unsigned shift, uintptr_t frame, size_t pages)
 {
-	while (pages != 0) {
-		unsigned order = first_order(region, frame, pages);
+	uintptr_t first = region->base >> shift, last = first + region->pages - 1;
+	uintptr_t from = frame, to = frame + pages;
 
-		put_block(region, shift, frame, order);
-		frame += (uintptr_t)1 << order;
-		pages -= (size_t)1 << order;
-	}
-}
+	for (unsigned order = 0; from < to; order++) {
+		kslab_word *tree = region->order[order];
+		size_t bits = last - first + 1;
 
-/* What is left of a block of which a part was taken: no buddy of it can be free. */
-static void put_rest(struct kslab_region *region, unsigned shift, uintptr_t frame, size_t pages)
-{
-	while (pages != 0) {
-		unsigned order = first_order(region, frame, pages);
-
-		set_block(region, shift, frame, order);
-		frame += (uintptr_t)1 << order;
-		pages -= (size_t)1 << order;
+		if (order + 1 == region->orders) {
+			while (from < to)
+				kslab_bittree_set(tree, bits, from++ - first);
+			break;
+		}
+		if (from & 1) {
+			if (from > first && kslab_bittree_test(tree, from - 1 - first))
+				kslab_bittree_clear(tree, bits, --from - first);
+			else
+				kslab_bittree_set(tree, bits, from++ - first);
+		}
+		if (to & 1 && from < to) {
+			if (to <= last && kslab_bittree_test(tree, to - first))
+				kslab_bittree_clear(tree, bits, to++ - first);
+			else
+				kslab_bittree_set(tree, bits, --to - first);
+		}
+		from >>= 1;
+		to >>= 1;
+		first >>= 1;
+		last >>= 1;
 	}
 }
 
@@ -189,7 +170,7 @@ uintptr_t kslab_region_alloc(struct kslab_region *region, unsigned shift, size_t
 			continue;
 		frame = (((region->base >> shift) >> k) + bit) << k;
 		clear_block(region, shift, frame, k);
-		put_rest(region, shift, frame + pages, ((size_t)1 << k) - pages);
+		put_run(region, shift, frame + pages, ((size_t)1 << k) - pages);
 		region->free_pages -= pages;
 		*zeroed = clean_run(region, shift, frame, pages);
 		return frame << shift;
@@ -227,9 +208,9 @@ bool kslab_region_extend(struct kslab_region *region, unsigned shift, uintptr_t 
 		find_block(region, shift, f, &block, &order);
 		clear_block(region, shift, block, order);
 		if (block < f)
-			put_rest(region, shift, block, f - block);
+			put_run(region, shift, block, f - block);
 		if (block + ((uintptr_t)1 << order) > end)
-			put_rest(region, shift, end, block + ((uintptr_t)1 << order) - end);
+			put_run(region, shift, end, block + ((uintptr_t)1 << order) - end);
 	}
 	region->free_pages -= pages;
 	*zeroed = clean_run(region, shift, frame, pages);
@@ -254,9 +235,9 @@ uintptr_t kslab_region_take_dirty(struct kslab_region *region, unsigned shift, s
 	piece = block;
 	if (order > PURGE_ORDER) {
 		piece = frame >> PURGE_ORDER << PURGE_ORDER;
-		put_rest(region, shift, block, piece - block);
-		put_rest(region, shift, piece + ((uintptr_t)1 << PURGE_ORDER),
-			 block + ((uintptr_t)1 << order) - piece - ((uintptr_t)1 << PURGE_ORDER));
+		put_run(region, shift, block, piece - block);
+		put_run(region, shift, piece + ((uintptr_t)1 << PURGE_ORDER),
+			block + ((uintptr_t)1 << order) - piece - ((uintptr_t)1 << PURGE_ORDER));
 		order = PURGE_ORDER;
 	}
 	*pages = (size_t)1 << order;

@@ -534,7 +534,7 @@ static void test_a_growing_object_takes_a_spare_block_and_then_the_rest_of_it(vo
 	assert_int_equal(region_heap.lock_acquisitions, locked);
 	/* All of it, and nothing was taken from the region for any step. */
 	assert_ptr_equal(region_grow(p, n, (size_t)100 * 4096), spare);
-	assert_int_equal(region_heap.boot_zone.spares, 0);
+	assert_int_equal(region_heap.boot_zone.spare_run, 0);
 	assert_int_equal(region_heap.pages_in_use, in_use);
 	/* And on into the region. */
 	assert_ptr_equal(region_grow(p, (size_t)100 * 4096, (size_t)111 * 4096), spare);
@@ -545,6 +545,88 @@ static void test_a_growing_object_takes_a_spare_block_and_then_the_rest_of_it(vo
 	p = region_grow(region_malloc(16384), 16384, (size_t)90 * 4096);
 	assert_ptr_equal(p, spare);
 	kslab_heap_free(&region_heap, p);
+	region_end();
+}
+
+/* The descriptor of a room that is used up serves the next cut, and nobody else. */
+static void test_a_second_growth_into_the_same_block_takes_no_lock(void **state)
+{
+	const size_t whole = (size_t)100 * 4096;
+	unsigned char *spare, *p, *block[KSLAB_SPARE_BLOCKS];
+	uint64_t locked = 0;
+
+	(void)state;
+	region_begin(&defaults, 1024);
+	kslab_heap_free(&region_heap, region_malloc(16384));
+	spare = region_spare(100);
+	for (unsigned round = 0; round < 4; round++) {
+		/* The one or the other part gets the new descriptor. */
+		const size_t first = (size_t)(round % 2 ? 7 : 70) * 4096;
+
+		if (round == 1)
+			locked = region_heap.lock_acquisitions;
+		p = region_grow(region_malloc(16384), 16384, first);
+		assert_ptr_equal(p, spare);
+		assert_ptr_equal(region_grow(p, first, whole), spare);
+		/* It is not taken for a block, whatever size wraps. */
+		for (size_t n = 0; n < 3 * 4096; n += 1023)
+			assert_null(kslab_heap_malloc(&region_heap, SIZE_MAX - n));
+		kslab_heap_free_sized(&region_heap, p, whole);
+		region_step();
+	}
+	assert_int_equal(region_heap.lock_acquisitions, locked);
+	/* Where spare blocks are too many, it goes first. */
+	p = region_grow(region_grow(region_malloc(16384), 16384, 5 * 4096), 5 * 4096, whole);
+	assert_int_equal(region_heap.boot_zone.spares, 1);
+	for (size_t i = 0; i < KSLAB_SPARE_BLOCKS; i++)
+		block[i] = region_malloc((20 + i) * 4096);
+	for (size_t i = 0; i < KSLAB_SPARE_BLOCKS; i++)
+		kslab_heap_free(&region_heap, block[i]);
+	region_step();
+	assert_int_equal(region_heap.boot_zone.spares, KSLAB_SPARE_BLOCKS);
+	assert_int_equal(region_heap.boot_zone.spare_run, 20 + 21 + 22 + 23);
+	kslab_heap_free(&region_heap, p);
+	region_end();
+}
+
+/* Several blocks that grow in turn: each has moved to where it can grow once more. */
+static void test_blocks_that_double_by_turns_never_move_twice_in_a_row(void **state)
+{
+	unsigned char *block[4], *other[8];
+	bool has_moved[4] = { false };
+
+	(void)state;
+	region_begin(&(struct kslab_config){ .retain_bytes = KSLAB_RETAIN_NONE }, 1024);
+	/* Descriptors and object pages are there. */
+	for (size_t i = 0; i < TESTING_COUNT(other); i++)
+		other[i] = region_malloc(5 * 4096);
+	for (size_t i = 0; i < TESTING_COUNT(other); i++)
+		kslab_heap_free(&region_heap, other[i]);
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		block[i] = region_malloc(16384);
+	for (size_t n = 16384; n < (size_t)64 * 4096; n *= 2) {
+		for (size_t i = 0; i < TESTING_COUNT(block); i++) {
+			unsigned char *p = region_grow(block[i], n, 2 * n);
+
+			assert_false(p != block[i] && has_moved[i]);
+			has_moved[i] = p != block[i];
+			block[i] = p;
+		}
+	}
+	for (size_t i = 0; i < TESTING_COUNT(block); i++)
+		kslab_heap_free(&region_heap, block[i]);
+	/* Where there is no such place, wherever there is one. */
+	block[0] = region_malloc((size_t)400 * 4096);
+	block[1] = region_grow(region_malloc(16384), 16384, (size_t)200 * 4096);
+	kslab_heap_free(&region_heap, block[0]);
+	kslab_heap_free(&region_heap, block[1]);
+	region_end();
+	/* A spare block of just the length comes first. */
+	region_begin(&defaults, 1024);
+	block[0] = region_malloc(16384);
+	block[1] = region_spare(16);
+	assert_ptr_equal(region_grow(block[0], 16384, (size_t)16 * 4096), block[1]);
+	kslab_heap_free(&region_heap, block[1]);
 	region_end();
 }
 
@@ -1289,6 +1371,8 @@ int main(void)
 		cmocka_unit_test(test_a_failed_realloc_leaves_the_object_as_it_was),
 		cmocka_unit_test(test_a_large_block_of_a_region_grows_and_shrinks_in_place),
 		cmocka_unit_test(test_a_growing_object_takes_a_spare_block_and_then_the_rest_of_it),
+		cmocka_unit_test(test_a_second_growth_into_the_same_block_takes_no_lock),
+		cmocka_unit_test(test_blocks_that_double_by_turns_never_move_twice_in_a_row),
 		cmocka_unit_test(test_what_a_block_grows_into_goes_back_under_pressure),
 		cmocka_unit_test(test_a_block_whose_room_is_too_short_takes_more_or_moves),
 		cmocka_unit_test(test_a_growth_that_fails_leaves_block_and_room_as_they_were),

@@ -73,7 +73,8 @@ struct kslab_page {
 	uintptr_t owner; /* [a] struct kslab_owner, with tags; written by the owner */
 	uint32_t inverse; /* [I] of the odd part of the slot size, modulo 2^32 */
 	uint32_t slots; /* [I] */
-	uint16_t pages; /* [I] length of the run in base pages (large block: see large_pages()) */
+	/* [I] length of the run in base pages; large block: 1 if it lies in a region */
+	uint16_t pages;
 	uint8_t rotate; /* [I] log2 of the even part of the slot size */
 	uint8_t state; /* [a] enum kslab_page_state; written by the owner */
 	uint32_t mail; /* [a] enum kslab_mail */
