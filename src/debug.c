@@ -204,7 +204,7 @@ bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *pa
 
 void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 {
-	size_t natural = 1;
+	size_t natural = natural_align(*n);
 
 	if (*n > KSLAB_CLASS_MAX_BYTES)
 		return;
@@ -212,9 +212,7 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 	 * What level 0 gives by the choice of the class has to be asked for, as the class is
 	 * another one.
 	 */
-	if (kslab_is_power_of_two(*n))
-		natural = *n < heap->page_bytes ? *n : heap->page_bytes;
-	else if (*n > heap->page_bytes && !heap->packs)
+	if (natural > heap->page_bytes || (*n > heap->page_bytes && !heap->packs))
 		natural = heap->page_bytes;
 	if (*align < natural)
 		*align = natural;
@@ -227,8 +225,11 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align)
 {
 	size_t more = heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN;
-	size_t slot = (size + more + align - 1) & ~(align - 1);
+	size_t slot;
 
+	if (align < TYPE_ALIGN && size % TYPE_ALIGN == 0)
+		align = TYPE_ALIGN;
+	slot = (size + more + align - 1) & ~(align - 1);
 	return slot <= heap->max_page_bytes ? slot : (size + align - 1) & ~(align - 1);
 }
 

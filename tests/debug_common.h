@@ -607,6 +607,30 @@ static void a_cache_of_the_largest_size_works_without_a_redzone(void **state)
 	testing_end(&t);
 }
 
+/* As at level 0: the size of a type of alignment 16 is enough to know. */
+static void caches_align_what_is_a_multiple_of_16(void **state)
+{
+	(void)state;
+	testing_begin(&t, &plain);
+	for (size_t size = 16; size <= PAGE; size += 16) {
+		struct kslab_cache cache;
+		void *p[3];
+
+		assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "test", size, 0, NULL,
+						       NULL),
+				 KSLAB_OK);
+		for (size_t i = 0; i < TESTING_COUNT(p); i++) {
+			p[i] = kslab_cache_alloc(&cache);
+			assert_non_null(p[i]);
+			assert_int_equal((uintptr_t)p[i] % 16, 0);
+		}
+		for (size_t i = 0; i < TESTING_COUNT(p); i++)
+			kslab_cache_free(&cache, p[i]);
+		assert_int_equal(kslab_cache_destroy(&cache), KSLAB_OK);
+	}
+	testing_end(&t);
+}
+
 /* ---- the answers of level 0 ------------------------------------------------------------------ */
 
 static void refused(void *p, enum kslab_fault fault)
@@ -1157,6 +1181,7 @@ static void broken_links_lose_no_other_page(void **state)
 		TEST(large_blocks_have_redzones_and_poison),                                       \
 		TEST(caches_have_redzones_and_keep_what_the_constructor_made),                     \
 		TEST(a_cache_of_the_largest_size_works_without_a_redzone),                         \
+		TEST(caches_align_what_is_a_multiple_of_16),                                       \
 		TEST(bad_pointers_are_refused_as_without_debugging),                               \
 		TEST(refusals_are_exact_and_change_nothing),                                       \
 		TEST(refusals_of_large_blocks_are_exact_and_change_nothing),                       \

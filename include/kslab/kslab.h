@@ -73,8 +73,8 @@ struct kslab_config {
 	size_t max_page_bytes; /* longest object page: power of two; 0: 64 KiB */
 	/*
 	 * 8 or 16: alignment of every object of at least that size; 0: 8. With 8, a type of
-	 * alignment 16 is still aligned, because its size is a multiple of 16; only 16-aligned
-	 * headers of odd-sized data need 16 here.
+	 * alignment 16 is still aligned, at every debug level, because its size is a multiple of
+	 * 16; only 16-aligned headers of odd-sized data need 16 here.
 	 */
 	size_t min_align;
 	/* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
