@@ -359,7 +359,8 @@ struct kslab_cache {
 /*
  * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0:
  * min_align.
- * @constructor may be NULL. @name MUST live as long as the cache. Complexity: O(1), 400.
+ * @constructor may be NULL. @name MUST live as long as the cache. At a debug level objects that fit a
+ * page bare, but not with what is behind them, have no redzone. Complexity: O(1), 400.
  */
 enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,
 				   size_t align, void (*constructor)(void *object, void *ctx),
