@@ -204,7 +204,7 @@ bool kslab_debug_walk(const struct kslab_heap *heap, const struct kslab_page *pa
 
 void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 {
-	size_t natural = 1;
+	size_t natural = natural_align(*n);
 
 	if (*n > KSLAB_CLASS_MAX_BYTES)
 		return;
@@ -212,9 +212,7 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 	 * What level 0 gives by the choice of the class has to be asked for, as the class is
 	 * another one.
 	 */
-	if (kslab_is_power_of_two(*n))
-		natural = *n < heap->page_bytes ? *n : heap->page_bytes;
-	else if (*n > heap->page_bytes && !heap->packs)
+	if (natural > heap->page_bytes || (*n > heap->page_bytes && !heap->packs))
 		natural = heap->page_bytes;
 	if (*align < natural)
 		*align = natural;
@@ -224,12 +222,24 @@ void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align)
 		*n += *n != 0 ? SLACK_MIN : NOTHING_MIN;
 }
 
+static size_t round_up(size_t n, size_t align)
+{
+	return (n + align - 1) & ~(align - 1);
+}
+
 size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align)
 {
-	size_t more = heap->debug_level >= 2 ? REDZONE_MIN + sizeof(struct trailer) : SLACK_MIN;
-	size_t slot = (size + more + align - 1) & ~(align - 1);
+	size_t bare = round_up(size, align), slot;
+	/* The source may have nothing but single frames: what fits one at level 0 has to. */
+	size_t limit = bare <= heap->page_bytes ? heap->page_bytes : heap->max_page_bytes;
 
-	return slot <= heap->max_page_bytes ? slot : (size + align - 1) & ~(align - 1);
+	if (align < TYPE_ALIGN && size % TYPE_ALIGN == 0)
+		align = TYPE_ALIGN;
+	slot = round_up(size + REDZONE_MIN + sizeof(struct trailer), align);
+	if (heap->debug_level >= 2 && slot <= limit)
+		return slot;
+	slot = round_up(size + SLACK_MIN, align);
+	return slot <= limit ? slot : bare;
 }
 
 static bool is_right_large(struct kslab_heap *heap, const struct kslab_page *page, size_t align,

@@ -40,8 +40,8 @@ void kslab_debug_init(struct kslab_heap *heap);
  */
 void kslab_debug_grow(const struct kslab_heap *heap, size_t *n, size_t *align);
 /*
- * Slot of a cache for objects of a size that fits; not larger than max_page_bytes: then there is no
- * room for it.
+ * Slot of a cache for objects of a size that fits. Not larger than max_page_bytes, nor than a page
+ * where the bare object fits one: there the trailer is left out, then the redzone.
  */
 size_t kslab_debug_cache_slot(const struct kslab_heap *heap, size_t size, size_t align);
 /*

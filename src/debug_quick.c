@@ -107,9 +107,14 @@ static KSLAB_SLOW void *next_word(struct kslab_heap *heap, struct kslab_zone *zo
 				       caller);
 }
 
+/* Level 2 adds to a multiple of 16 what makes it another one. */
+_Static_assert((REDZONE_MIN + sizeof(struct trailer) + 7) / 8 * 8 % TYPE_ALIGN == 0,
+	       "a type keeps its alignment");
+
 /*
- * n bytes and so many more, aligned as at level 0: a power of two to itself. At level 1 that is two
- * of it. Whether n is one is chance: no branch, and at level 2, where there is more to compute, no
+ * n bytes and so many more, aligned as at level 0: a power of two to itself, a multiple of 16 to
+ * that. At level 1 a power of two takes two of it, and an odd index leads to a multiple of 16.
+ * Whether n is one is chance: no branch, and at level 2, where there is more to compute, no
  * comparison of which compilers would make one.
  */
 KSLAB_INLINE size_t route_index(unsigned level, size_t n)
@@ -119,7 +124,7 @@ KSLAB_INLINE size_t route_index(unsigned level, size_t n)
 
 	KSLAB_HIDE(last);
 	if (level == 1)
-		return last / 8;
+		return last / 8 | (n % TYPE_ALIGN == 0);
 	mask = (n - 1) & (((others | (0 - others)) >> (8 * sizeof(n) - 1)) - 1);
 	return (((n + more + mask) & ~mask) - 1) / 8;
 }
@@ -134,7 +139,7 @@ size_t kslab_debug_quick_limit(const struct kslab_heap *heap, size_t route_limit
 			break;
 		cls = (heap->route[index] - offsetof(struct kslab_zone, sc)) /
 		      sizeof(struct kslab_sc);
-		mask = kslab_is_power_of_two(n) ? n - 1 : 0;
+		mask = natural_align(n) - 1;
 		if ((kslab_class_bytes((unsigned)cls) & mask) != 0)
 			break;
 	}

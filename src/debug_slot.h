@@ -19,6 +19,9 @@
 #define NOTHING_MIN 9u /* a slot of nothing has the long form, and a word before it (is_redzone) */
 #define REDZONE_MIN 8u
 
+/* A type of this alignment, or less, gets it at level 0: its size is a multiple of it. */
+#define TYPE_ALIGN 16u
+
 /*
  * Tail of level 1: values of its code, before it is mixed with the address. 2 .. 7: so many bytes
  * of slack.
@@ -58,6 +61,14 @@ struct slot {
 	bool has_code; /* the last byte is one */
 	bool poisons; /* false: contents belong to the constructor */
 };
+
+/* How level 0 aligns n bytes by the choice of the class alone, up to a page. */
+static inline size_t natural_align(size_t n)
+{
+	if (kslab_is_power_of_two(n))
+		return n;
+	return n % TYPE_ALIGN == 0 ? TYPE_ALIGN : 1;
+}
 
 /* ---- patterns -------------------------------------------------------------------------------- */
 

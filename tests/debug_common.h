@@ -607,6 +607,109 @@ static void a_cache_of_the_largest_size_works_without_a_redzone(void **state)
 	testing_end(&t);
 }
 
+static bool sum_up(void *ctx, void *object, size_t bytes)
+{
+	(void)object;
+	*(size_t *)ctx += bytes;
+	return true;
+}
+
+/* A live object of a cache: what is behind it is watched as far as its slot reaches. */
+static void is_watched(struct kslab_cache *cache, unsigned char *p)
+{
+	size_t walked = 0;
+
+	memset(p, 0x77, cache->size);
+	assert_int_equal(kslab_heap_usable_size(&t.heap, p), cache->size);
+	assert_int_equal(kslab_heap_walk(&t.heap, sum_up, &walked), 1);
+	assert_int_equal(walked, cache->size);
+	testing_step(&t);
+	for (size_t i = cache->size; i < cache->slot_bytes; i++) {
+		p[i] ^= 0x10;
+		kslab_cache_free(cache, p);
+		assert_int_equal(t.recorder.count, ++t.faults);
+		assert_int_equal(t.recorder.last.fault, KSLAB_FAULT_REDZONE);
+		p[i] ^= 0x10;
+	}
+	testing_step(&t);
+}
+
+/* A free object of a cache that is to be issued next. */
+static void is_issued_again(struct kslab_cache *cache, unsigned char *p)
+{
+	assert_true(
+		is_all(p, cache->size, cache->constructor != NULL ? 0x77 : KSLAB_DEBUG_FREE_BYTE));
+	kslab_cache_free(cache, p);
+	testing_fault(&t, KSLAB_FAULT_DOUBLE_FREE);
+	if (cache->constructor == NULL) {
+		p[cache->size - 1] ^= 1;
+		check_finds(p, cache->size - 1);
+		assert_ptr_equal(kslab_cache_alloc(cache), p);
+		reported(KSLAB_FAULT_USE_AFTER_FREE, p, cache->size - 1);
+	} else {
+		assert_ptr_equal(kslab_cache_alloc(cache), p);
+	}
+	kslab_cache_free(cache, p);
+	testing_step(&t);
+}
+
+/* With a redzone where it fits the page, without one where only the bare object does. */
+static void single_frames_serve_caches_of_every_size_up_to_a_page(void **state)
+{
+	const struct kslab_config config = { .quarantine_objects = KSLAB_QUARANTINE_NONE };
+
+	(void)state;
+	for (size_t align = 0; align <= PAGE; align = align != 0 ? align * 8 : 8) {
+		testing_begin(&t, &config);
+		t.source.longest_run = 1;
+		for (size_t size = PAGE - 100; size <= PAGE; size++) {
+			for (unsigned with = 0; with < 2; with++) {
+				struct kslab_cache cache;
+				unsigned char *p;
+
+				assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "test",
+								       size, align,
+								       with != 0 ? construct : NULL,
+								       &size),
+						 KSLAB_OK);
+				assert_true(cache.slot_bytes >= size && cache.slot_bytes <= PAGE);
+				p = kslab_cache_alloc(&cache);
+				assert_non_null(p);
+				is_watched(&cache, p);
+				kslab_cache_free(&cache, p);
+				testing_step(&t);
+				is_issued_again(&cache, p);
+				assert_int_equal(kslab_cache_destroy(&cache), KSLAB_OK);
+			}
+		}
+		testing_end(&t);
+	}
+}
+
+/* As at level 0: the size of a type of alignment 16 is enough to know. */
+static void caches_align_what_is_a_multiple_of_16(void **state)
+{
+	(void)state;
+	testing_begin(&t, &plain);
+	for (size_t size = 16; size <= PAGE; size += 16) {
+		struct kslab_cache cache;
+		void *p[3];
+
+		assert_int_equal(kslab_heap_cache_init(&t.heap, &cache, "test", size, 0, NULL,
+						       NULL),
+				 KSLAB_OK);
+		for (size_t i = 0; i < TESTING_COUNT(p); i++) {
+			p[i] = kslab_cache_alloc(&cache);
+			assert_non_null(p[i]);
+			assert_int_equal((uintptr_t)p[i] % 16, 0);
+		}
+		for (size_t i = 0; i < TESTING_COUNT(p); i++)
+			kslab_cache_free(&cache, p[i]);
+		assert_int_equal(kslab_cache_destroy(&cache), KSLAB_OK);
+	}
+	testing_end(&t);
+}
+
 /* ---- the answers of level 0 ------------------------------------------------------------------ */
 
 static void refused(void *p, enum kslab_fault fault)
@@ -1157,6 +1260,8 @@ static void broken_links_lose_no_other_page(void **state)
 		TEST(large_blocks_have_redzones_and_poison),                                       \
 		TEST(caches_have_redzones_and_keep_what_the_constructor_made),                     \
 		TEST(a_cache_of_the_largest_size_works_without_a_redzone),                         \
+		TEST(single_frames_serve_caches_of_every_size_up_to_a_page),                       \
+		TEST(caches_align_what_is_a_multiple_of_16),                                       \
 		TEST(bad_pointers_are_refused_as_without_debugging),                               \
 		TEST(refusals_are_exact_and_change_nothing),                                       \
 		TEST(refusals_of_large_blocks_are_exact_and_change_nothing),                       \

@@ -150,6 +150,99 @@ static void test_every_size_is_aligned_as_promised(void **state)
 	}
 }
 
+/* What is promised for a request, whatever the debug level is. */
+static size_t promised(const struct kslab_config *config, size_t n)
+{
+	size_t min_align = config->min_align != 0 ? config->min_align : 8;
+
+	if (n > t.heap.page_bytes && !config->packs)
+		return t.heap.page_bytes;
+	if ((n & (n - 1)) == 0)
+		return n < t.heap.page_bytes ? n : t.heap.page_bytes;
+	/* a type of alignment 16 is a multiple of 16 long */
+	return n % 16 == 0 ? 16 : n < min_align ? 1 : min_align;
+}
+
+/* Neighbours: the first slot of a page is aligned in any case. */
+#define NEIGHBOURS 3u
+
+enum way { MALLOC, ZALLOC, ALIGNED_1, ALIGNED_8, GROWN, SHRUNK, WAYS };
+
+static void *get_by(enum way way, size_t n)
+{
+	switch (way) {
+	case MALLOC:
+		return kslab_heap_malloc(&t.heap, n);
+	case ZALLOC:
+		return kslab_heap_zalloc(&t.heap, n);
+	case ALIGNED_1:
+		return kslab_heap_aligned_alloc(&t.heap, 1, n);
+	case ALIGNED_8:
+		return kslab_heap_aligned_alloc(&t.heap, 8, n);
+	case GROWN:
+		return kslab_heap_realloc(&t.heap, kslab_heap_malloc(&t.heap, n - 1), n);
+	default:
+		return kslab_heap_realloc(&t.heap, kslab_heap_malloc(&t.heap, 2 * n), n);
+	}
+}
+
+/* Whichever way a size takes, it leads to the same class. */
+static void aligned_by_every_way(const struct kslab_config *config, size_t n)
+{
+	uint32_t slot = 0;
+
+	for (enum way way = MALLOC; way < WAYS; way++) {
+		void *objects[NEIGHBOURS];
+
+		for (unsigned i = 0; i < NEIGHBOURS; i++) {
+			const struct kslab_page *page;
+
+			objects[i] = get_by(way, n);
+			assert_non_null(objects[i]);
+			if ((uintptr_t)objects[i] % promised(config, n) != 0)
+				fail_msg("level %u, way %u: %zu bytes at %p", t.heap.debug_level,
+					 way, n, objects[i]);
+			page = kslab_page_map_find(&t.heap.map, (uintptr_t)objects[i]);
+			if (page->state == KSLAB_PAGE_LARGE)
+				continue;
+			assert_true(slot == 0 || page->sc->size == slot);
+			slot = page->sc->size;
+		}
+		for (unsigned i = 0; i < NEIGHBOURS; i++)
+			kslab_heap_free_aligned_sized(&t.heap, objects[i], way == ALIGNED_8 ? 8 : 1,
+						      n);
+	}
+	if (t.heap.debug_level != 0)
+		assert_int_equal(kslab_heap_good_size(&t.heap, n), n);
+}
+
+static void test_no_debug_level_takes_alignment_away(void **state)
+{
+	static const struct kslab_config configs[] = {
+		{ 0 },
+		{ .min_align = 16 },
+		{ .packs = true },
+		{ .min_align = 16, .packs = true },
+		{ .max_page_bytes = 4096 },
+	};
+
+	(void)state;
+	for (size_t c = 0; c < TESTING_COUNT(configs); c++) {
+		for (unsigned level = 0; level <= 2; level++) {
+			struct kslab_config config = configs[c];
+
+			config.debug_level = level;
+			testing_begin(&t, &config);
+			for (size_t n = 1; n <= 20000; n += n < 4097 ? 1 : n % 16 == 0 ? 1 : 495) {
+				aligned_by_every_way(&config, n);
+				if (n % 64 == 0)
+					testing_step(&t);
+			}
+			testing_end(&t);
+		}
+	}
+}
+
 static void test_aligned_alloc_serves_every_power_of_two_and_no_other(void **state)
 {
 	(void)state;
@@ -1361,6 +1454,7 @@ int main(void)
 			test_usable_size_is_good_size_for_every_size_and_all_of_it_can_be_used),
 		cmocka_unit_test(test_sizes_up_to_the_end_of_the_address_space_fail_with_too_large),
 		cmocka_unit_test(test_every_size_is_aligned_as_promised),
+		cmocka_unit_test(test_no_debug_level_takes_alignment_away),
 		cmocka_unit_test(test_aligned_alloc_serves_every_power_of_two_and_no_other),
 		cmocka_unit_test(test_zalloc_and_calloc_clear_whatever_was_there),
 		cmocka_unit_test(test_calloc_and_reallocarray_see_every_overflow),

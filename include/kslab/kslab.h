@@ -76,8 +76,8 @@ struct kslab_config {
 	size_t max_page_bytes;
 	/*
 	 * 8 or 16: alignment of every object of at least that size; 0: 8. With 8, a type of
-	 * alignment 16 is still aligned, because its size is a multiple of 16; only 16-aligned
-	 * headers of odd-sized data need 16 here.
+	 * alignment 16 is still aligned, at every debug level, because its size is a multiple of
+	 * 16; only 16-aligned headers of odd-sized data need 16 here.
 	 */
 	size_t min_align;
 	/* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
@@ -388,7 +388,8 @@ struct kslab_cache {
 /*
  * kslab_cache_init - @size 1 .. max_page_bytes; @align a power of two up to a base page, 0:
  * min_align.
- * @constructor may be NULL. @name MUST live as long as the cache. Context: thread. Return: KSLAB_OK,
+ * @constructor may be NULL. @name MUST live as long as the cache. At a debug level objects that fit a
+ * page bare, but not with what is behind them, have no redzone. Context: thread. Return: KSLAB_OK,
  * BAD_ALIGNMENT, BAD_ARGUMENT (size), NOT_INITIALISED, BUSY. Complexity: O(1), 400.
  */
 enum kslab_reason kslab_cache_init(struct kslab_cache *cache, const char *name, size_t size,
