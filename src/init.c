@@ -122,7 +122,7 @@ static void link_heap(struct kslab_heap *heap)
 		}
 	}
 	heap->next_heap = kslab_default_heap.next_heap;
-	kslab_default_heap.next_heap = heap;
+	KSLAB_STORE_RELEASE(&kslab_default_heap.next_heap, heap);
 	kslab_heap_unlock(&kslab_default_heap, &state);
 }
 
@@ -147,7 +147,13 @@ static void unlink_heap(struct kslab_heap *heap)
 		return;
 	for (; other != NULL; other = other->next_heap)
 		if (other->next_heap == heap)
-			other->next_heap = heap->next_heap;
+			KSLAB_STORE_RELEASE(&other->next_heap, heap->next_heap);
+	/* Pairs with the end of a walk. Those that begin from now on do not come by here. */
+	while (KSLAB_LOAD_ACQUIRE(&kslab_default_heap.askers) != 0) {
+		kslab_heap_unlock(&kslab_default_heap, &state);
+		KSLAB_PORT_RELAX();
+		kslab_heap_lock(&kslab_default_heap, &state);
+	}
 	kslab_heap_unlock(&kslab_default_heap, &state);
 }
 

@@ -189,12 +189,20 @@ static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t byte
 
 bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	for (struct kslab_heap *other = &kslab_default_heap; other != NULL;
-	     other = other->next_heap)
-		if (other != heap && other->state == KSLAB_HEAP_READY &&
-		    is_known_run(other, address, bytes))
-			return true;
-	return false;
+	struct kslab_heap *other = &kslab_default_heap;
+	struct kslab_lock_state state;
+	bool is_known = false;
+
+	/* The end of a heap waits for those who may look at it (unlink_heap). */
+	if (!kslab_heap_lock(other, &state))
+		return false;
+	KSLAB_FETCH_ADD_RELAXED(&other->askers, 1u);
+	kslab_heap_unlock(other, &state);
+	for (; other != NULL && !is_known; other = KSLAB_LOAD_ACQUIRE(&other->next_heap))
+		if (other != heap && other->state == KSLAB_HEAP_READY)
+			is_known = is_known_run(other, address, bytes);
+	KSLAB_FETCH_ADD_RELEASE(&kslab_default_heap.askers, ~(uint32_t)0);
+	return is_known;
 }
 
 /* Judge what a callback returned. Return: true if it can be used; else it was dealt with. */

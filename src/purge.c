@@ -132,8 +132,11 @@ static bool hold_next(struct kslab_heap *heap, unsigned level, unsigned cls, str
 		if (page != NULL)
 			partial->head = page->next;
 		if (page != NULL && page->pages > 1 && kslab_page_words(page) <= HELD_WORDS &&
-		    kslab_source_is_divisible(heap, page->data))
+		    kslab_source_is_divisible(heap, page->data)) {
+			/* What a double free has left in `remote` is dropped, not mixed up. */
+			kslab_page_harvest(&zone->owner, page);
 			any = take_slots(heap, page, held);
+		}
 		kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
 	}

@@ -801,7 +801,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		limbo->is_parked = true;
 		KSLAB_CAS_RELEASE(&heap->limbo, &none, limbo); /* for limbo_of */
 	}
-	KSLAB_STORE_RELEASE(&heap->zone[cpu], &kslab_zone_none);
+	KSLAB_STORE_RELAXED(&heap->zone[cpu], &kslab_zone_none);
 	if (cpu == KSLAB_PORT_CPU())
 		kslab_heap_set_quick_zone(heap, &kslab_zone_none);
 	for (struct kslab_zone *z = zone; z != NULL; z = z->inner)

@@ -210,6 +210,7 @@ struct kslab_heap {
 	struct kslab_cache *caches; /* [l] */
 	uint32_t lookers; /* [a] who walks that list just now: none of it ends meanwhile */
 	struct kslab_heap *next_heap; /* [l] of the default heap: all heaps */
+	uint32_t askers; /* [a] in the default heap: who walks that list just now */
 	unsigned regions; /* [l] */
 	struct kslab_region region[KSLAB_CFG_REGIONS];
 	struct kslab_chunk_tree emergency; /* [l] single base pages for KSLAB_RESERVE */

@@ -99,7 +99,7 @@ struct kslab_config {
 	/*
 	 * Regions only: called with a run that holds no live object, of free pages or inside an
 	 * object page; it MUST read as zero after. With a purge callback, regions MUST read as zero
-	 * when they are added.
+	 * when they are added. What is being purged can't be allocated just then.
 	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	size_t purge_bytes; /* free memory a region may hold before purge is called; 0: 8 MiB */
@@ -163,7 +163,10 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 
 /*
  * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
- * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Return:
+ * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Context:
+ * early boot. No call of kslab may be under way that uses the page source; and if what this one gives
+ * lies outside the window, its first page moves the window, once: allocate a page before other CPUs and
+ * handlers use the heap. Return:
  * KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (only one of the two is NULL), BUSY.
  * Complexity: O(1), 150.
  */
