@@ -193,6 +193,9 @@ bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address,
 	struct kslab_lock_state state;
 	bool is_known = false;
 
+	if (KSLAB_LOAD_RELAXED(&other->next_heap) == NULL &&
+	    (heap == other || other->state != KSLAB_HEAP_READY))
+		return false; /* the only one */
 	/* The end of a heap waits for those who may look at it (unlink_heap). */
 	if (!kslab_heap_lock(other, &state))
 		return false;

@@ -118,6 +118,7 @@ static void start_heap(unsigned retain_pages)
 	setup_cpu = 0;
 	kslab_default_heap.next_heap = NULL;
 	wmm_assert(kslab_heap_init(HEAP, &config) == KSLAB_OK);
+	kslab_default_heap.next_heap = NULL; /* the only heap, as the default one would be */
 	for (unsigned cpu = 1; cpu < KSLAB_CFG_CPUS; cpu++) {
 		setup_cpu = cpu;
 		wmm_assert(kslab_heap_cpu_online(HEAP, cpu) == KSLAB_OK);
