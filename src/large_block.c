@@ -799,6 +799,18 @@ enum kslab_resize kslab_large_resize(struct kslab_heap *heap, struct kslab_page 
 	return result;
 }
 
+/* Longer blocks are left where they fit: each would come to lie in memory that was not used yet. */
+#define DOUBLED_MOST 128u
+
+/*
+ * Where a block that grows is put, in pages: at the front of a free block of twice the length, so that
+ * it can grow in place once more.
+ */
+static size_t growth_align(size_t pages)
+{
+	return pages <= DOUBLED_MOST ? (size_t)2 << kslab_log2(2 * pages - 1) : 1;
+}
+
 void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
 {
 	size_t pages = (n + heap->page_bytes - 1) >> heap->page_shift;
@@ -812,10 +824,8 @@ void *kslab_large_grow(struct kslab_heap *heap, size_t n, const void *caller)
 	/* None to cut: what has a class goes there, rather than to the region. */
 	if (n > KSLAB_CLASS_MAX_BYTES && n <= KSLAB_REQUEST_MAX) {
 		page = reuse(heap, pages, n);
-		/* The front of a free block of twice the length: it can grow in place once more. */
 		if (page == NULL)
-			page = take_new(heap, pages, n, (size_t)2 << kslab_log2(2 * pages - 1),
-					&zeroed);
+			page = take_new(heap, pages, n, growth_align(pages), &zeroed);
 	}
 	return page != NULL ? (void *)page->data : kslab_heap_malloc_unrouted(n, heap, caller);
 }
