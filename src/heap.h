@@ -351,11 +351,11 @@ enum kslab_resize { KSLAB_RESIZE_DONE, KSLAB_RESIZE_MOVE, KSLAB_RESIZE_DEAD };
 enum kslab_resize kslab_large_resize(struct kslab_heap *heap, struct kslab_page *page,
 				     uintptr_t address, size_t n);
 size_t kslab_large_bytes(const struct kslab_heap *heap, const struct kslab_page *page);
-/* A block that nobody can reach any more goes back; in an NMI, with others later. */
+/* A block that nobody can reach any more goes back; where the lock can't be had, with others later. */
 void kslab_large_release(struct kslab_heap *heap, struct kslab_page *page);
 /* Of an entered zone: its oldest spare block, or NULL. */
 struct kslab_page *kslab_zone_take_spare(struct kslab_zone *zone);
-/* Blocks that were given up in an NMI, `most` of them, and as many runs. Return: base pages. */
+/* Of the blocks that wait so `most`, and of runs as many. Return: base pages. */
 size_t kslab_large_release_deferred(struct kslab_heap *heap, size_t most);
 bool kslab_large_has_deferred(const struct kslab_heap *heap);
 

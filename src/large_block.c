@@ -345,7 +345,7 @@ void *kslab_large_alloc(struct kslab_heap *heap, size_t n, size_t align, unsigne
  */
 #define ENTRIES_LOCKED 512u
 
-/* In an NMI: whoever frees or reclaims next outside releases it. */
+/* Not here: whoever frees or reclaims next where the lock can be had releases it. */
 static void defer(struct kslab_heap *heap, struct kslab_page *page)
 {
 	struct kslab_page *head = KSLAB_LOAD_RELAXED(&heap->deferred);

@@ -49,8 +49,8 @@
 /*
  * The address window a heap can manage is 2^LEAF_SHIFT * TOP_ENTRIES bytes. A leaf costs a pointer
  * per grain (a page of pointers per 2^LEAF_SHIFT bytes in use; one above a page needs a run of pages
- * from the source); the top table lies in struct kslab_heap. Default: 8 GiB with 32 KiB of top table on 64-bit machines, all 4 GiB with 4 KiB on
- * 32-bit ones.
+ * from the source); the top table lies in struct kslab_heap. Default: 8 GiB with 32 KiB of top table
+ * on 64-bit machines, all 4 GiB with 4 KiB on 32-bit ones.
  */
 #ifndef KSLAB_CFG_LEAF_SHIFT
 #if UINTPTR_MAX > 0xffffffffu

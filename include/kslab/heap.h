@@ -202,7 +202,7 @@ struct kslab_heap {
 	size_t pages_in_use; /* [l] base pages taken from the sources, metadata included */
 	size_t pages_peak; /* [l] */
 	struct kslab_meta meta;
-	struct kslab_page *deferred; /* [a] large blocks that were given up in an NMI */
+	struct kslab_page *deferred; /* [a] large blocks given up where the lock can't be had */
 	/* [a] written under [l]: those that were taken out of it and not released yet */
 	struct kslab_page *releasing;
 	struct kslab_page_list large; /* [l] live large blocks */

@@ -154,9 +154,9 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
  * kslab_add_region - hand over more memory
  * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
  * Return: KSLAB_OK, NOT_INITIALISED, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps,
- * overlaps memory the heap holds, outside the window, no region slot left). Nothing changed then. Complexity: O(pages of
- * the region), with interrupts off: a few instructions for each 64 of them, and for each that lies
- * where the map has leaves.
+ * overlaps memory the heap holds, outside the window, no region slot left). Nothing changed then.
+ * Complexity: O(pages of the region), with interrupts off: a few instructions for each 64 of them,
+ * and for each that lies where the map has leaves.
  */
 enum kslab_reason kslab_add_region(void *mem, size_t bytes);
 enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size_t bytes);
@@ -166,8 +166,7 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
  * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Context:
  * early boot. No call of kslab may be under way that uses the page source; and if what this one gives
  * lies outside the window, its first page moves the window, once: allocate a page before other CPUs and
- * handlers use the heap. Return:
- * KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (only one of the two is NULL), BUSY.
+ * handlers use the heap. Return: KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (one of them is NULL), BUSY.
  * Complexity: O(1), 150.
  */
 enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
@@ -189,8 +188,8 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
 /*
  * kslab_cpu_online - make this CPU able to allocate from its own pages
  * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
- * Return: KSLAB_OK, for CPU 0 and for one that is online already, too; BAD_ARGUMENT after fault BAD_CPU
- * (out of range, not the CPU it runs on); NOT_INITIALISED; NO_PAGES. Complexity: O(1), 5,000.
+ * Return: KSLAB_OK, for CPU 0 always; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it
+ * runs on, online already); NOT_INITIALISED; NO_PAGES. Complexity: O(1), 5,000.
  */
 enum kslab_reason kslab_cpu_online(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
@@ -327,8 +326,8 @@ enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap);
  * kslab_reserve - make sure that `count` allocations of n bytes on this CPU need no page source
  * Return: true if so; else KSLAB_TOO_LARGE above the size classes, or what an allocation would say.
  * Holds at the caller's nesting level: what interrupts a call of kslab has pages of its own. The pages
- * are kept on top of the retention until kslab_reclaim, or a retention of 0, takes them. Complexity: O(count), and
- * O(pages of the class) where its pages that were not looked at lately are used up.
+ * are kept on top of the retention until kslab_reclaim, or a retention of 0, takes them.
+ * Complexity: O(count), and O(pages of the class) where its pages that were not looked at lately are used up.
  */
 bool kslab_reserve(size_t n, size_t count);
 bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);

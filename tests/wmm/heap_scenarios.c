@@ -213,21 +213,24 @@ static void cpu1_partial(void)
 	cpu1_with(1);
 }
 
-/* Its full page is in limbo. */
-static void cpu1_gone(void)
+static void cpu1_goes(void)
 {
-	cpu1_with(2);
 	setup_cpu = 1;
 	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
 	setup_cpu = 0;
 }
 
+/* Its full page is in limbo. */
+static void cpu1_gone(void)
+{
+	cpu1_with(2);
+	cpu1_goes();
+}
+
 static void cpu1_gone_partial(void)
 {
 	cpu1_with(1);
-	setup_cpu = 1;
-	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
-	setup_cpu = 0;
+	cpu1_goes();
 }
 
 static void nothing(void) {}
@@ -494,26 +497,20 @@ static void cpu1_cache_full(void)
 static void cpu1_cache_gone(void)
 {
 	cpu1_cache(0);
-	setup_cpu = 1;
-	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
-	setup_cpu = 0;
+	cpu1_goes();
 }
 
 static void cpu1_cache_gone_full(void)
 {
 	cpu1_cache(2);
-	setup_cpu = 1;
-	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
-	setup_cpu = 0;
+	cpu1_goes();
 }
 
 /* ... or its object 0 lives. */
 static void cpu1_cache_gone_partial(void)
 {
 	cpu1_cache(1);
-	setup_cpu = 1;
-	wmm_assert(kslab_heap_cpu_offline(HEAP, 1) == KSLAB_OK);
-	setup_cpu = 0;
+	cpu1_goes();
 }
 
 static void free_0_of_cache(void)
