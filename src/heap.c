@@ -73,13 +73,15 @@
  *     word".
  * I4  A page is in exactly the list that its state names; CURRENT pages are in none. FULL pages,
  *     and only they, have KSLAB_TAG_FULL in their owner. PARTIAL pages have live objects; whether
- *     they have a free slot shows at their turn. Counts of a class are the lengths of its lists.
+ *     they have a free slot shows at their turn. PURGING pages are QUEUED, and in the full list:
+ *     none of their free slots is issued. Counts of a class are the lengths of its lists.
  * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's
  *     CPU writes it; an interrupt leaves it as it found it.
  * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED,
- *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox, on its way there,
- *     or out of it in owner->mail and not taken in yet; it does not change hands, and is not
- *     released. ARMED goes to QUEUED (by a freer) or IDLE (by the owner) by compare-and-swap only.
+ *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox, on its way there
+ *     (being purged: for as long as that takes), or out of it in owner->mail and not taken in yet;
+ *     it does not change hands, and is not released. ARMED goes to QUEUED (by a freer) or IDLE (by
+ *     the owner) by compare-and-swap only.
  * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner
  *     of one whose page has gone. The worst is a spurious mail to the next owner, which harvests
  *     nothing and arms again.

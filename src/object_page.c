@@ -154,6 +154,11 @@ static void mail_page(struct kslab_page *page)
 	} while (!KSLAB_CAS_RELEASE(&owner->mailbox, &head, page));
 }
 
+void kslab_page_mail(struct kslab_page *page)
+{
+	mail_page(page);
+}
+
 enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index)
 {
 	struct kslab_bits *bits = &page->bits[index / KSLAB_WORD_BITS];

@@ -99,6 +99,9 @@ bool kslab_page_arm(struct kslab_page *page);
 /* Take the page off the mail. Return: false if it is QUEUED: wait for the mail. [o] */
 bool kslab_page_disarm(struct kslab_page *page);
 
+/* Mail a page that its owner has made QUEUED. Anybody, once. */
+void kslab_page_mail(struct kslab_page *page);
+
 /*
  * Free a slot of somebody else's page: one atomic operation, and the mail if the page is armed.
  * Return: KSLAB_REMOTE_*.

@@ -32,6 +32,28 @@ static void is_wrong(const char *what)
 		wrong = what;
 }
 
+static void begin_with(const struct kslab_config *config)
+{
+	if (memory == NULL) {
+		memory = mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		assert_true((void *)memory != MAP_FAILED);
+		memory += PAGES * PAGE - (uintptr_t)memory % (PAGES * PAGE);
+	}
+	madvise(memory, PAGES * PAGE, MADV_DONTNEED); /* reads as zero, for purge */
+	memset(&heap, 0, sizeof(heap));
+	memset(&recorder, 0, sizeof(recorder));
+	fake_cpu = 0;
+	target = got = NULL;
+	wrong = NULL;
+	assert_int_equal(kslab_heap_init(&heap, config), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&heap, memory, PAGES * PAGE), KSLAB_OK);
+	for (fake_cpu = 1; fake_cpu < 3; fake_cpu++)
+		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
+	fake_cpu = 0;
+	assert_non_null(kslab_heap_malloc(&heap, 64)); /* the window is placed, a leaf there */
+}
+
 static void begin(size_t retain_bytes)
 {
 	const struct kslab_config config = { .max_page_bytes = PAGE,
@@ -39,23 +61,7 @@ static void begin(size_t retain_bytes)
 					     .report = recorder_report,
 					     .report_ctx = &recorder };
 
-	if (memory == NULL) {
-		memory = mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		assert_true((void *)memory != MAP_FAILED);
-		memory += PAGES * PAGE - (uintptr_t)memory % (PAGES * PAGE);
-	}
-	memset(&heap, 0, sizeof(heap));
-	memset(&recorder, 0, sizeof(recorder));
-	fake_cpu = 0;
-	target = got = NULL;
-	wrong = NULL;
-	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
-	assert_int_equal(kslab_heap_add_region(&heap, memory, PAGES * PAGE), KSLAB_OK);
-	for (fake_cpu = 1; fake_cpu < 3; fake_cpu++)
-		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
-	fake_cpu = 0;
-	assert_non_null(kslab_heap_malloc(&heap, 64)); /* the window is placed, a leaf there */
+	begin_with(&config);
 }
 
 /* The other CPU waits while the lock is taken; what it does then is what it would do at once. */
@@ -499,6 +505,102 @@ static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
 	fake_source_fini(&t.source);
 }
 
+/* ---- base pages that are purged -------------------------------------------------------------- */
+
+#define SLOT_BYTES ((size_t)1024)
+#define SLOTS 16u /* of a page */
+
+static unsigned char *slot[2 * SLOTS]; /* the first one of each page is live */
+static unsigned char *live_slot; /* what is left of them */
+static const unsigned char *purged; /* just now, so many bytes */
+static size_t purged_bytes;
+
+static void purge_memory(void *ctx, void *mem, size_t bytes)
+{
+	(void)ctx;
+	purged = mem;
+	purged_bytes = bytes;
+	for (size_t i = 0; i < bytes; i += SLOT_BYTES / 2) /* few steps */
+		((volatile unsigned char *)mem)[i] = 0;
+	purged_bytes = 0;
+}
+
+static void op_purge(void)
+{
+	kslab_heap_purge_pages(&heap, NULL);
+}
+
+/* As many as the pages have slots. */
+static void use_slots(void)
+{
+	unsigned char *taken[2 * SLOTS];
+
+	for (size_t i = 0; i < TESTING_COUNT(taken); i++) {
+		taken[i] = kslab_heap_malloc(&heap, SLOT_BYTES);
+		if (taken[i] == NULL || taken[i] == live_slot ||
+		    (taken[i] < purged + purged_bytes && taken[i] + SLOT_BYTES > purged))
+			is_wrong("memory was issued that is live, or is being purged");
+	}
+	for (size_t i = 0; i < TESTING_COUNT(taken); i++)
+		kslab_heap_free(&heap, taken[i]);
+}
+
+/* A wrong free, of what will be purged, is, or was; and the last right one of that page. */
+static void free_in_a_purged_page(size_t step)
+{
+	unsigned first = step / 2 % 2 * SLOTS;
+
+	fake_cpu = step % 2; /* an interrupt, or another CPU */
+	live_slot = slot[SLOTS - first];
+	kslab_heap_free(&heap, slot[first + 6]);
+	if (recorder.count != 1 || recorder.last.fault != KSLAB_FAULT_DOUBLE_FREE ||
+	    recorder.last.pointer != slot[first + 6])
+		is_wrong("a second free was not refused at once");
+	kslab_heap_free(&heap, slot[first]);
+	use_slots();
+	fake_cpu = 0;
+}
+
+/* Everything is free again, and goes. */
+static bool is_all_there(void)
+{
+	check();
+	use_slots();
+	kslab_heap_free(&heap, live_slot);
+	for (unsigned round = 0; round < 2; round++) {
+		for (fake_cpu = 0; fake_cpu < 2; fake_cpu++) {
+			(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+			kslab_heap_idle(&heap);
+		}
+		fake_cpu = 0;
+	}
+	check();
+	if (recorder.count != 1)
+		is_wrong("a right free was refused");
+	if (heap.tally.pages[kslab_class_of(SLOT_BYTES)] != 0)
+		is_wrong("a page that was purged is lost");
+	return verdict();
+}
+
+static void frees_in_a_page_that_is_being_purged(void **state)
+{
+	const struct kslab_config config = { .retain_bytes = KEPT,
+					     .purge = purge_memory,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	(void)state;
+	begin_with(&config);
+	for (size_t i = 0; i < TESTING_COUNT(slot); i++)
+		assert_non_null(slot[i] = kslab_heap_malloc(&heap, SLOT_BYTES));
+	assert_true(slot[0] + (SLOTS - 1) * SLOT_BYTES == slot[SLOTS - 1]);
+	for (size_t i = 0; i < TESTING_COUNT(slot); i++)
+		if (i % SLOTS != 0)
+			kslab_heap_free(&heap, slot[i]);
+	kslab_zone_collect(&heap, &heap.boot_zone); /* none is current */
+	play("purge, frees in the page", op_purge, free_in_a_purged_page, is_all_there, 3);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -510,6 +612,7 @@ int main(void)
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+		cmocka_unit_test(frees_in_a_page_that_is_being_purged),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

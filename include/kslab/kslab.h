@@ -99,7 +99,8 @@ struct kslab_config {
 	/*
 	 * Regions only: called with a run that holds no live object, of free pages or inside an
 	 * object page; it MUST read as zero after. With a purge callback, regions MUST read as zero
-	 * when they are added. What is being purged can't be allocated just then.
+	 * when they are added. What is being purged can't be allocated just then, nor can the other
+	 * free slots of its object page.
 	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	size_t purge_bytes; /* free memory a region may hold before purge is called; 0: 8 MiB */

@@ -40,6 +40,8 @@ enum kslab_page_state {
 	KSLAB_PAGE_EMPTY,
 	KSLAB_PAGE_LARGE, /* a large block: no slots */
 	KSLAB_PAGE_FENCED, /* found corrupt: never used again, in no list */
+	/* base pages of it are being purged: QUEUED, and in the full list, so that nobody takes it */
+	KSLAB_PAGE_PURGING,
 };
 
 /* A page's mail (I6): who has to tell the owner that remote bits are waiting. */

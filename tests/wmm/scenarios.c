@@ -434,6 +434,72 @@ static void free_0_twice_rightly(void)
 		free_remote(0, 0);
 }
 
+/* ---- a page whose memory is purged, and which comes back by mail ------------------------------ */
+
+/* Slot 0 is free, slot 1 live; it was full once, and is armed still. */
+static void partial_2(void)
+{
+	full_2();
+	free_local(MINE, 0, 0);
+}
+
+static void set_purging(void)
+{
+	if (kslab_sc_set_purging(&world.owner[MINE], page_of(0)))
+		hand_over(0);
+	else
+		world.was_refused++;
+}
+
+static void set_purging_take(void)
+{
+	set_purging();
+	take_2();
+}
+
+static void set_purging_collect_release(void)
+{
+	set_purging();
+	collect(MINE);
+	release(MINE, 0);
+}
+
+static void set_purging_move(void)
+{
+	set_purging();
+	move(MINE, 0, LIMBO);
+	drain(MINE);
+	move(MINE, 0, LIMBO);
+}
+
+/* The thread that purges is on another CPU by now. */
+static void purge(void)
+{
+	if (!is_handed_over(0))
+		return;
+	use(0, 0);
+	hand_over(1);
+	kslab_page_mail(page_of(0));
+}
+
+static void refused_0(void)
+{
+	wmm_assert(!try_free_remote(0, 0));
+}
+
+static void refused_0_free_1(void)
+{
+	refused_0();
+	free_remote(0, 1);
+}
+
+static void check_purge(void)
+{
+	if (is_handed_over(0) && !is_handed_over(1))
+		kslab_page_mail(page_of(0));
+	check_world();
+}
+
 /* ---- change of owner ------------------------------------------------------------------------- */
 
 static void move_out(void)
@@ -618,6 +684,9 @@ const struct wmm_scenario scenarios[] = {
 	{ "release", "page released, descriptor lives again elsewhere", full_1, { collect_release, free_0_twice_rightly, live_again }, check_world, 1, WORLD },
 	{ "release, QUEUED", "not while it is QUEUED", full_2, { free_local_collect_release, free_1 }, check_world, 1, WORLD },
 	{ "release, two freers", "", full_2, { collect_release, free_0, free_1 }, check_world, 0, WORLD },
+	{ "purge", "the page comes back by mail, while the rest of it is freed", partial_2, { set_purging_take, free_1, purge }, check_purge, 1, WORLD },
+	{ "purge, double free", "of a slot that is being purged", partial_2, { set_purging_collect_release, refused_0_free_1, purge }, check_purge, 1, WORLD },
+	{ "purge, move", "it does not change hands meanwhile", partial_2, { set_purging_move, free_1, purge }, check_purge, 1, WORLD },
 	{ "move", "to another owner and on to a third", full_1, { move_out, free_0, adopt }, check_world, 1, WORLD },
 	{ "move, two freers", "", full_2, { move_out, free_0, free_1 }, check_world, 0, WORLD },
 	{ "move, adopt, take", "", full_2, { move_partial_out, free_1, adopt_take_2 }, check_world, 0, WORLD },
