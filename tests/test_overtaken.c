@@ -70,13 +70,13 @@ static bool may_overtake(void)
 	return fake_masked == 0;
 }
 
-/* stride: between the steps that are overtaken, from the 256th on. */
-static void play(const char *name, void (*op)(void), void (*overtake)(size_t step),
-		 bool (*verify)(void), size_t stride)
+/* may: when; NULL: always. stride: between the steps that are overtaken, from the 256th on. */
+static void play_when(bool (*may)(void), const char *name, void (*op)(void),
+		      void (*overtake)(size_t step), bool (*verify)(void), size_t stride)
 {
 	struct single_step step = { .name = name,
 				    .op = op,
-				    .may_interrupt = may_overtake,
+				    .may_interrupt = may,
 				    .interrupt = overtake,
 				    .verify = verify,
 				    .dense = 256,
@@ -87,6 +87,12 @@ static void play(const char *name, void (*op)(void), void (*overtake)(size_t ste
 		      name, step.steps, step.interrupts, step.failures, step.first_failure);
 	assert_true(good);
 	assert_true(step.interrupts > 20);
+}
+
+static void play(const char *name, void (*op)(void), void (*overtake)(size_t step),
+		 bool (*verify)(void), size_t stride)
+{
+	play_when(may_overtake, name, op, overtake, verify, stride);
 }
 
 static bool verdict(void)
@@ -505,6 +511,70 @@ static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
 	fake_source_fini(&t.source);
 }
 
+/* ---- pages that change hands, at debug level 1 ------------------------------------------------ */
+
+static void op_malloc_object(void)
+{
+	got = kslab_heap_malloc(&heap, 256);
+}
+
+static void op_go_offline(void)
+{
+	fake_cpu = 1;
+	if (kslab_heap_cpu_offline(&heap, 1) != KSLAB_OK)
+		is_wrong("the CPU does not go");
+	fake_cpu = 0;
+}
+
+/* Right, and without the lock, which somebody may hold. */
+static void measure_and_free(size_t step)
+{
+	unsigned cpu = fake_cpu;
+
+	fake_cpu = 2;
+	if (step % 2 == 0 && kslab_heap_usable_size(&heap, target) != 256)
+		is_wrong("a live object has no size");
+	kslab_heap_free(&heap, target);
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	fake_cpu = cpu;
+}
+
+static bool is_freed_once(void)
+{
+	check();
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	kslab_heap_free(&heap, target);
+	if (got != target && recorder.count != 1)
+		is_wrong("a free had no effect");
+	return verdict();
+}
+
+static void a_free_in_a_page_that_changes_hands(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KEPT,
+					     .debug_level = 1,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		begin_with(&config);
+		fake_cpu = 1;
+		assert_non_null(target = kslab_heap_malloc(&heap, 256));
+		assert_non_null(kslab_heap_malloc(&heap, 256));
+		fake_cpu = 0;
+		if (i == 0)
+			op_go_offline();
+		play_when(NULL,
+			  i == 0 ? "adopt, an object is freed" : "offline, an object is freed",
+			  i == 0 ? op_malloc_object : op_go_offline, measure_and_free,
+			  is_freed_once, 1);
+	}
+}
+
 /* ---- base pages that are purged -------------------------------------------------------------- */
 
 #define SLOT_BYTES ((size_t)1024)
@@ -612,6 +682,7 @@ int main(void)
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+		cmocka_unit_test(a_free_in_a_page_that_changes_hands),
 		cmocka_unit_test(frees_in_a_page_that_is_being_purged),
 	};
 
