@@ -499,6 +499,104 @@ static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
 	fake_source_fini(&t.source);
 }
 
+/* ---- a CPU that comes and goes --------------------------------------------------------------- */
+
+static const struct kslab_zone *sought;
+static size_t seen;
+
+static void look_for_sought(void *ctx, struct kslab_zone *zone)
+{
+	(void)ctx;
+	seen += zone == sought;
+}
+
+static void op_each_zone(void)
+{
+	kslab_heap_each_zone(&heap, look_for_sought, NULL);
+}
+
+static void op_quiesce_seen(void)
+{
+	seen = !kslab_heap_quiesce(&heap); /* what the CPU has freed is pending elsewhere */
+}
+
+static void op_class_stats_seen(void)
+{
+	struct kslab_class_stats stats;
+
+	(void)kslab_heap_class_stats(&heap, KSLAB_CLASSES, &stats);
+	seen = stats.live;
+}
+
+static void come_or_go(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	if ((heap.zone[1] == &kslab_zone_none ? kslab_heap_cpu_online(&heap, 1)
+					      : kslab_heap_cpu_offline(&heap, 1)) != KSLAB_OK)
+		is_wrong("a CPU can't come or go");
+	fake_cpu = 0;
+}
+
+/* Not inside a zone: nothing that concerns other CPUs is looked at there. */
+static bool may_come_or_go(void)
+{
+	return may_overtake() && heap.boot_zone.owner.key != 0;
+}
+
+static bool is_seen(void)
+{
+	if (seen != 1)
+		is_wrong("a zone was missed, its CPU had come and gone");
+	check();
+	return verdict();
+}
+
+/* Offline at first; online at any instruction of the walk, and offline again soon after. */
+static void a_zone_is_found_however_often_its_cpu_comes_and_goes(void **state)
+{
+	static const struct {
+		const char *name;
+		void (*op)(void);
+		size_t window;
+	} walks[] = {
+		{ "each zone, its CPU comes and goes", op_each_zone, 48 },
+		{ "quiesce, a CPU comes and goes", op_quiesce_seen, 6 },
+		{ "figures, a CPU comes and goes", op_class_stats_seen, 6 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(walks); i++) {
+		struct single_step step = { .name = walks[i].name,
+					    .op = walks[i].op,
+					    .may_interrupt = may_come_or_go,
+					    .interrupt = come_or_go,
+					    .verify = is_seen,
+					    .window = walks[i].window };
+		void *object;
+		bool good;
+
+		begin(KEPT);
+		fake_cpu = 2;
+		assert_non_null(object = kslab_heap_malloc(&heap, 64));
+		assert_non_null(kslab_heap_malloc(&heap, 64));
+		fake_cpu = 1;
+		assert_int_equal(kslab_heap_cache_init(&heap, &caches[0], "cache", 100, 0, NULL,
+						       NULL),
+				 KSLAB_OK);
+		assert_non_null(kslab_cache_alloc(&caches[0]));
+		kslab_heap_free(&heap, object); /* CPU 2 takes it in when it looks: no mail */
+		sought = heap.zone[1];
+		seen = 0;
+		come_or_go(0);
+		good = single_step_run(&step);
+		print_message("# %s: %zu instructions, at %zu of them\n", step.name, step.steps,
+			      step.interrupts);
+		assert_true(good);
+		assert_true(step.interrupts > 20);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -510,6 +608,7 @@ int main(void)
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+		cmocka_unit_test(a_zone_is_found_however_often_its_cpu_comes_and_goes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
