@@ -8,6 +8,8 @@
 #define _GNU_SOURCE
 #include "testing.h"
 
+#include <ucontext.h>
+
 #include "bitfield.h"
 #include "fake_cpu.h"
 #include "heap.h"
@@ -32,13 +34,8 @@ static void is_wrong(const char *what)
 		wrong = what;
 }
 
-static void begin(size_t retain_bytes)
+static void begin_with(const struct kslab_config *config)
 {
-	const struct kslab_config config = { .max_page_bytes = PAGE,
-					     .retain_bytes = retain_bytes,
-					     .report = recorder_report,
-					     .report_ctx = &recorder };
-
 	if (memory == NULL) {
 		memory = mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -50,7 +47,17 @@ static void begin(size_t retain_bytes)
 	fake_cpu = 0;
 	target = got = NULL;
 	wrong = NULL;
-	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_init(&heap, config), KSLAB_OK);
+}
+
+static void begin(size_t retain_bytes)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = retain_bytes,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	begin_with(&config);
 	assert_int_equal(kslab_heap_add_region(&heap, memory, PAGES * PAGE), KSLAB_OK);
 	for (fake_cpu = 1; fake_cpu < 3; fake_cpu++)
 		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
@@ -597,6 +604,148 @@ static void a_zone_is_found_however_often_its_cpu_comes_and_goes(void **state)
 	}
 }
 
+/* ---- the end of a heap ----------------------------------------------------------------------- */
+
+static struct fake_source source; /* of the heap that ends: what has come back nobody may touch */
+static struct kslab_heap *ending, fresh;
+static size_t pieces; /* of memory, that heap has taken */
+static ucontext_t walks, ends; /* CPU 0 walks the list of heaps, CPU 1 ends one of them */
+static unsigned masked[2];
+static bool is_over;
+
+static void *take_piece(void *ctx, size_t pages)
+{
+	unsigned char *piece = memory + pieces * PAGE;
+
+	(void)ctx;
+	pieces += pages;
+	return piece;
+}
+
+static void give_piece(void *ctx, void *mem, size_t pages)
+{
+	(void)ctx;
+	(void)mem;
+	(void)pages;
+}
+
+/* Of a CPU that spins, or whose turn is over. */
+static void let_other_run(void)
+{
+	unsigned self = fake_cpu;
+
+	masked[self] = fake_masked;
+	fake_cpu = 1 - self;
+	fake_masked = masked[fake_cpu];
+	swapcontext(self == 0 ? &walks : &ends, self == 0 ? &ends : &walks);
+}
+
+static void end_heap(void)
+{
+	if (kslab_heap_fini(ending) != KSLAB_OK)
+		is_wrong("the heap does not end");
+	mprotect(ending, sizeof(*ending), PROT_NONE);
+	is_over = true;
+	let_other_run();
+}
+
+static void end_meanwhile(size_t step)
+{
+	static char stack[1 << 16];
+
+	(void)step;
+	fake_on_relax = let_other_run;
+	getcontext(&ends);
+	ends.uc_stack.ss_sp = stack;
+	ends.uc_stack.ss_size = sizeof(stack);
+	makecontext(&ends, end_heap, 0);
+	let_other_run();
+}
+
+static bool is_ended(void)
+{
+	if (!is_over) /* it has waited: nobody walks any more */
+		let_other_run();
+	if (!is_over)
+		is_wrong("the end of a heap waits for nobody");
+	if (source.pages_out != 0)
+		is_wrong("the end of a heap has left pages behind");
+	check();
+	return verdict();
+}
+
+/* Looked for in all heaps in pieces of 16 pages. */
+static void op_add_region(void)
+{
+	if (kslab_heap_add_region(&heap, memory + PAGES / 2 * PAGE, 40 * PAGE) != KSLAB_OK)
+		is_wrong("a region was refused");
+}
+
+static void op_take_page(void)
+{
+	if (kslab_heap_malloc(&heap, 20 * PAGE) == NULL)
+		is_wrong("a page of the source was refused");
+}
+
+static void op_init(void)
+{
+	const struct kslab_config config = { 0 };
+
+	if (kslab_heap_init(&fresh, &config) != KSLAB_OK)
+		is_wrong("a heap does not begin");
+}
+
+static void a_heap_ends_when_nobody_walks_the_list_of_heaps(void **state)
+{
+	static const struct {
+		const char *name;
+		void (*op)(void);
+		size_t stride;
+	} scenes[] = {
+		{ "add_region, a heap ends", op_add_region, 3 },
+		{ "a page of the source, a heap ends", op_take_page, 3 },
+		{ "init, a heap ends", op_init, 101 },
+	};
+	const struct kslab_config config = { .alloc_pages = take_piece,
+					     .free_pages = give_piece,
+					     .report = recorder_report,
+					     .report_ctx = &recorder },
+				  other = { .alloc_pages = fake_source_alloc,
+					    .free_pages = fake_source_free,
+					    .source_ctx = &source,
+					    .emergency_pages = 1 };
+
+	(void)state;
+	ending = mmap(NULL, sizeof(*ending), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, 0);
+	assert_true((void *)ending != MAP_FAILED);
+	for (size_t i = 0; i < TESTING_COUNT(scenes); i++) {
+		struct single_step step = { .name = scenes[i].name,
+					    .op = scenes[i].op,
+					    .interrupt = end_meanwhile,
+					    .verify = is_ended,
+					    .dense = 256,
+					    .stride = scenes[i].stride };
+		bool good;
+
+		pieces = 0;
+		begin_with(&config);
+		assert_non_null(kslab_heap_malloc(&heap, 64));
+		fake_source_init(&source, PAGE, 64, true);
+		assert_int_equal(kslab_heap_init(ending, &other), KSLAB_OK);
+		kslab_heap_free(ending, kslab_heap_malloc(ending, 64));
+		is_over = false;
+		good = single_step_run_interrupted(&step);
+		print_message("# %s: %zu instructions, at %zu of them\n", step.name, step.steps,
+			      step.interrupts);
+		assert_true(good);
+		assert_true(step.interrupts > 20);
+		assert_int_equal(kslab_heap_fini(ending), KSLAB_OK);
+		fake_source_fini(&source);
+	}
+	munmap(ending, sizeof(*ending));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -609,6 +758,7 @@ int main(void)
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
 		cmocka_unit_test(a_zone_is_found_however_often_its_cpu_comes_and_goes),
+		cmocka_unit_test(a_heap_ends_when_nobody_walks_the_list_of_heaps),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
