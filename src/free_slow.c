@@ -148,6 +148,8 @@ static KSLAB_SLOW void free_plain(void *p, struct kslab_heap *heap, struct kslab
 	zone = kslab_heap_quick_zone(heap);
 	if (KSLAB_UNLIKELY(KSLAB_LOAD_RELAXED(&zone->owner.key) == 0)) {
 		KSLAB_PORT_UNPIN();
+		if (zone == &kslab_zone_none)
+			KSLAB_PORT_NO_ZONE();
 		kslab_heap_free_slow(heap, p, NULL, caller);
 		return;
 	}

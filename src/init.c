@@ -131,11 +131,19 @@ static void link_heap(struct kslab_heap *heap)
  */
 static struct kslab_heap *next_in_list(const struct kslab_heap *heap)
 {
-	for (const struct kslab_heap *other = &kslab_default_heap; other != NULL;
-	     other = other->next_heap)
-		if (other == heap)
-			return other->next_heap;
-	return NULL;
+	const struct kslab_heap *other = &kslab_default_heap;
+	struct kslab_heap *next;
+	struct kslab_lock_state state;
+
+	if (heap == other)
+		return other->next_heap;
+	if (!kslab_heap_lock(&kslab_default_heap, &state))
+		return NULL;
+	while (other != NULL && other != heap)
+		other = other->next_heap;
+	next = other != NULL ? other->next_heap : NULL;
+	kslab_heap_unlock(&kslab_default_heap, &state);
+	return next;
 }
 
 static void unlink_heap(struct kslab_heap *heap)

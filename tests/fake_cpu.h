@@ -18,11 +18,13 @@ extern __thread unsigned fake_masked; /* depth of KSLAB_PORT_IRQ_SAVE */
 extern __thread unsigned fake_nmi; /* nonzero: an NMI handler runs */
 /* NULL, or what really masks: 1 at the outermost SAVE, 0 at its RESTORE */
 extern void (*fake_mask)(int mask);
+extern void (*fake_on_relax)(void); /* NULL, or what others do while this CPU spins */
 extern int fake_yields; /* nonzero: threads may be more than processors, spinning lets others run */
 
 #define FAKE_CPU_DEFINE                                                                            \
 	__thread unsigned fake_cpu, fake_pins, fake_masked, fake_nmi;                              \
 	int fake_yields;                                                                           \
+	void (*fake_on_relax)(void);                                                               \
 	void (*fake_mask)(int mask)
 
 static inline uintptr_t fake_irq_save(void)
@@ -41,6 +43,8 @@ static inline void fake_irq_restore(uintptr_t state)
 
 static inline void fake_relax(void)
 {
+	if (fake_on_relax != 0)
+		fake_on_relax();
 	if (fake_yields)
 		sched_yield();
 }

@@ -264,7 +264,7 @@ judge() {
 
 port=$((20000 + $$ % 20000))
 for name in names threads growth; do
-	$cc -std=c11 -O2 -pthread -o "$work/$name" "$top/tests/host/$name.c" || exit 2
+	$cc -std=c11 -O2 -pthread -I"$top/include" -o "$work/$name" "$top/tests/host/$name.c" || exit 2
 done
 status=0
 for name; do

@@ -9,7 +9,7 @@
  *             child child child child              interrupt(), rest of op(), verify(), exit
  *
  * One interrupt for each run, for every place: n runs for n instructions, and the cost is that of n
- * forks.
+ * forks. Or (window) one more for each, at every place shortly behind it: n * window runs.
  */
 #ifndef SINGLE_STEP_H
 #define SINGLE_STEP_H
@@ -46,15 +46,19 @@ struct single_step {
 	bool (*verify)(void); /* after op, in every run: all is well. MAY destroy everything */
 	size_t dense; /* so many interrupts at each step; then ... */
 	size_t stride; /* ... only at every stride-th; 0: at each */
+	/* a second interrupt comes so many steps behind the first at most; 0: none */
+	size_t window;
 
-	size_t steps, interrupts; /* results: instructions of op, runs that were interrupted */
+	/* results: instructions of op, places at which it was interrupted (the first time) */
+	size_t steps, interrupts;
 	/* interrupted runs that went wrong; the step of the first */
 	size_t failures, first_failure;
 };
 
 static struct single_step *single_step_now;
 static volatile sig_atomic_t single_step_inside; /* between begin and end of op */
-static volatile sig_atomic_t single_step_child;
+static volatile sig_atomic_t single_step_child; /* interrupts that came in this run */
+static size_t single_step_last; /* the step of the last one */
 
 #ifdef SINGLE_STEP_FLAG
 static void single_step_trap(int number, siginfo_t *info, void *context)
@@ -67,7 +71,8 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 
 	(void)number;
 	(void)info;
-	if (single_step_child) {
+	if (single_step_child && (!single_step_inside || single_step_child == 2 ||
+				  step->steps - single_step_last == step->window)) {
 		user->uc_mcontext.gregs[SINGLE_STEP_REGISTER] &= ~SINGLE_STEP_FLAG;
 		return;
 	}
@@ -75,20 +80,21 @@ static void single_step_trap(int number, siginfo_t *info, void *context)
 		return;
 	step->steps++;
 	if (step->failures == SINGLE_STEP_FAILURES ||
-	    (step->interrupts >= step->dense && step->stride > 1 &&
+	    (!single_step_child && step->interrupts >= step->dense && step->stride > 1 &&
 	     step->steps % step->stride != 0) ||
 	    (step->may_interrupt != NULL && !step->may_interrupt()))
 		return;
 	step->interrupts++;
 	pid = fork();
 	if (pid == 0) {
-		single_step_child = 1;
+		single_step_child++;
+		single_step_last = step->steps;
+		step->failures = 0;
 		for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
 			/* not cmocka's, which would go on with the next test */
 			signal(deadly[i], SIG_DFL);
 		alarm(SINGLE_STEP_HANGS);
 		step->interrupt(step->steps);
-		user->uc_mcontext.gregs[SINGLE_STEP_REGISTER] &= ~SINGLE_STEP_FLAG;
 		return;
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0) {
@@ -142,7 +148,7 @@ static inline bool single_step_start(struct single_step *step, bool judge_plain_
 			fprintf(stderr, "%s: interrupted at step %zu: wrong\n", step->name,
 				step->steps);
 		fflush(stderr);
-		_exit(good ? 0 : 1);
+		_exit(good && step->failures == 0 ? 0 : 1);
 	}
 	sigaction(SIGTRAP, &old_trap, NULL);
 	sigaction(SIGUSR1, &old_toggle, NULL);

@@ -8,6 +8,8 @@
 #define _GNU_SOURCE
 #include "testing.h"
 
+#include <ucontext.h>
+
 #include "bitfield.h"
 #include "fake_cpu.h"
 #include "heap.h"
@@ -32,7 +34,7 @@ static void is_wrong(const char *what)
 		wrong = what;
 }
 
-static void begin_with(const struct kslab_config *config)
+static void begin_empty(const struct kslab_config *config)
 {
 	if (memory == NULL) {
 		memory = mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE,
@@ -47,6 +49,12 @@ static void begin_with(const struct kslab_config *config)
 	target = got = NULL;
 	wrong = NULL;
 	assert_int_equal(kslab_heap_init(&heap, config), KSLAB_OK);
+}
+
+/* The same with memory, and three CPUs online. */
+static void begin_with(const struct kslab_config *config)
+{
+	begin_empty(config);
 	assert_int_equal(kslab_heap_add_region(&heap, memory, PAGES * PAGE), KSLAB_OK);
 	for (fake_cpu = 1; fake_cpu < 3; fake_cpu++)
 		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
@@ -671,6 +679,246 @@ static void frees_in_a_page_that_is_being_purged(void **state)
 	play("purge, frees in the page", op_purge, free_in_a_purged_page, is_all_there, 3);
 }
 
+/* ---- a CPU that comes and goes --------------------------------------------------------------- */
+
+static const struct kslab_zone *sought;
+static size_t seen;
+
+static void look_for_sought(void *ctx, struct kslab_zone *zone)
+{
+	(void)ctx;
+	seen += zone == sought;
+}
+
+static void op_each_zone(void)
+{
+	kslab_heap_each_zone(&heap, look_for_sought, NULL);
+}
+
+static void op_quiesce_seen(void)
+{
+	seen = !kslab_heap_quiesce(&heap); /* what the CPU has freed is pending elsewhere */
+}
+
+static void op_class_stats_seen(void)
+{
+	struct kslab_class_stats stats;
+
+	(void)kslab_heap_class_stats(&heap, KSLAB_CLASSES, &stats);
+	seen = stats.live;
+}
+
+static void come_or_go(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	if ((heap.zone[1] == &kslab_zone_none ? kslab_heap_cpu_online(&heap, 1)
+					      : kslab_heap_cpu_offline(&heap, 1)) != KSLAB_OK)
+		is_wrong("a CPU can't come or go");
+	fake_cpu = 0;
+}
+
+/* Not inside a zone: nothing that concerns other CPUs is looked at there. */
+static bool may_come_or_go(void)
+{
+	return may_overtake() && heap.boot_zone.owner.key != 0;
+}
+
+static bool is_seen(void)
+{
+	if (seen != 1)
+		is_wrong("a zone was missed, its CPU had come and gone");
+	check();
+	return verdict();
+}
+
+/* Offline at first; online at any instruction of the walk, and offline again soon after. */
+static void a_zone_is_found_however_often_its_cpu_comes_and_goes(void **state)
+{
+	static const struct {
+		const char *name;
+		void (*op)(void);
+		size_t window;
+	} walks[] = {
+		{ "each zone, its CPU comes and goes", op_each_zone, 48 },
+		{ "quiesce, a CPU comes and goes", op_quiesce_seen, 6 },
+		{ "figures, a CPU comes and goes", op_class_stats_seen, 6 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(walks); i++) {
+		struct single_step step = { .name = walks[i].name,
+					    .op = walks[i].op,
+					    .may_interrupt = may_come_or_go,
+					    .interrupt = come_or_go,
+					    .verify = is_seen,
+					    .window = walks[i].window };
+		void *object;
+		bool good;
+
+		begin(KEPT);
+		fake_cpu = 2;
+		assert_non_null(object = kslab_heap_malloc(&heap, 64));
+		assert_non_null(kslab_heap_malloc(&heap, 64));
+		fake_cpu = 1;
+		assert_int_equal(kslab_heap_cache_init(&heap, &caches[0], "cache", 100, 0, NULL,
+						       NULL),
+				 KSLAB_OK);
+		assert_non_null(kslab_cache_alloc(&caches[0]));
+		kslab_heap_free(&heap, object); /* CPU 2 takes it in when it looks: no mail */
+		sought = heap.zone[1];
+		seen = 0;
+		come_or_go(0);
+		good = single_step_run(&step);
+		print_message("# %s: %zu instructions, at %zu of them\n", step.name, step.steps,
+			      step.interrupts);
+		assert_true(good);
+		assert_true(step.interrupts > 20);
+	}
+}
+
+/* ---- the end of a heap ----------------------------------------------------------------------- */
+
+static struct fake_source source; /* of the heap that ends: what has come back nobody may touch */
+static struct kslab_heap *ending, fresh;
+static size_t pieces; /* of memory, that heap has taken */
+static ucontext_t walks, ends; /* CPU 0 walks the list of heaps, CPU 1 ends one of them */
+static unsigned masked[2];
+static bool is_over;
+
+static void *take_piece(void *ctx, size_t pages)
+{
+	unsigned char *piece = memory + pieces * PAGE;
+
+	(void)ctx;
+	pieces += pages;
+	return piece;
+}
+
+static void give_piece(void *ctx, void *mem, size_t pages)
+{
+	(void)ctx;
+	(void)mem;
+	(void)pages;
+}
+
+/* Of a CPU that spins, or whose turn is over. */
+static void let_other_run(void)
+{
+	unsigned self = fake_cpu;
+
+	masked[self] = fake_masked;
+	fake_cpu = 1 - self;
+	fake_masked = masked[fake_cpu];
+	swapcontext(self == 0 ? &walks : &ends, self == 0 ? &ends : &walks);
+}
+
+static void end_heap(void)
+{
+	if (kslab_heap_fini(ending) != KSLAB_OK)
+		is_wrong("the heap does not end");
+	mprotect(ending, sizeof(*ending), PROT_NONE);
+	is_over = true;
+	let_other_run();
+}
+
+static void end_meanwhile(size_t step)
+{
+	static char stack[1 << 16];
+
+	(void)step;
+	fake_on_relax = let_other_run;
+	getcontext(&ends);
+	ends.uc_stack.ss_sp = stack;
+	ends.uc_stack.ss_size = sizeof(stack);
+	makecontext(&ends, end_heap, 0);
+	let_other_run();
+}
+
+static bool is_ended(void)
+{
+	if (!is_over) /* it has waited: nobody walks any more */
+		let_other_run();
+	if (!is_over)
+		is_wrong("the end of a heap waits for nobody");
+	if (source.pages_out != 0)
+		is_wrong("the end of a heap has left pages behind");
+	check();
+	return verdict();
+}
+
+/* Looked for in all heaps in pieces of 16 pages. */
+static void op_add_region(void)
+{
+	if (kslab_heap_add_region(&heap, memory + PAGES / 2 * PAGE, 40 * PAGE) != KSLAB_OK)
+		is_wrong("a region was refused");
+}
+
+static void op_take_page(void)
+{
+	if (kslab_heap_malloc(&heap, 20 * PAGE) == NULL)
+		is_wrong("a page of the source was refused");
+}
+
+static void op_init(void)
+{
+	const struct kslab_config config = { 0 };
+
+	if (kslab_heap_init(&fresh, &config) != KSLAB_OK)
+		is_wrong("a heap does not begin");
+}
+
+static void a_heap_ends_when_nobody_walks_the_list_of_heaps(void **state)
+{
+	static const struct {
+		const char *name;
+		void (*op)(void);
+		size_t stride;
+	} scenes[] = {
+		{ "add_region, a heap ends", op_add_region, 3 },
+		{ "a page of the source, a heap ends", op_take_page, 3 },
+		{ "init, a heap ends", op_init, 101 },
+	};
+	const struct kslab_config config = { .alloc_pages = take_piece,
+					     .free_pages = give_piece,
+					     .report = recorder_report,
+					     .report_ctx = &recorder },
+				  other = { .alloc_pages = fake_source_alloc,
+					    .free_pages = fake_source_free,
+					    .source_ctx = &source,
+					    .emergency_pages = 1 };
+
+	(void)state;
+	ending = mmap(NULL, sizeof(*ending), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, 0);
+	assert_true((void *)ending != MAP_FAILED);
+	for (size_t i = 0; i < TESTING_COUNT(scenes); i++) {
+		struct single_step step = { .name = scenes[i].name,
+					    .op = scenes[i].op,
+					    .interrupt = end_meanwhile,
+					    .verify = is_ended,
+					    .dense = 256,
+					    .stride = scenes[i].stride };
+		bool good;
+
+		pieces = 0;
+		begin_empty(&config);
+		assert_non_null(kslab_heap_malloc(&heap, 64));
+		fake_source_init(&source, PAGE, 64, true);
+		assert_int_equal(kslab_heap_init(ending, &other), KSLAB_OK);
+		kslab_heap_free(ending, kslab_heap_malloc(ending, 64));
+		is_over = false;
+		good = single_step_run_interrupted(&step);
+		print_message("# %s: %zu instructions, at %zu of them\n", step.name, step.steps,
+			      step.interrupts);
+		assert_true(good);
+		assert_true(step.interrupts > 20);
+		assert_int_equal(kslab_heap_fini(ending), KSLAB_OK);
+		fake_source_fini(&source);
+	}
+	munmap(ending, sizeof(*ending));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -684,6 +932,8 @@ int main(void)
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
 		cmocka_unit_test(a_free_in_a_page_that_changes_hands),
 		cmocka_unit_test(frees_in_a_page_that_is_being_purged),
+		cmocka_unit_test(a_zone_is_found_however_often_its_cpu_comes_and_goes),
+		cmocka_unit_test(a_heap_ends_when_nobody_walks_the_list_of_heaps),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,6 +22,10 @@
  *                                 handler that has interrupted a slow path may fail with KSLAB_BUSY.
  *   KSLAB_PORT_IN_NMI()           nonzero where a lock may only be tried (an NMI, a machine check).
  *   KSLAB_PORT_RELAX()            a hint inside spin loops.
+ *   KSLAB_PORT_NO_ZONE()          optional: a free at debug level 0 has found that this CPU is not
+ *                                 online, where each costs a locked instruction more. Called in the
+ *                                 context of the free, unpinned, without a lock; may bring the CPU
+ *                                 online.
  *
  *   KSLAB_PORT_POISON(mem, bytes)    debug levels 1 and 2, for a memory checker (KASAN,
  *   KSLAB_PORT_UNPOISON(mem, bytes)  AddressSanitizer, Valgrind): no client may touch these bytes;
@@ -79,6 +83,10 @@ void kslab_port_irq_restore(uintptr_t state);
 #else
 #define KSLAB_PORT_RELAX() __asm__ volatile("" ::: "memory")
 #endif
+#endif
+
+#ifndef KSLAB_PORT_NO_ZONE
+#define KSLAB_PORT_NO_ZONE() ((void)0)
 #endif
 
 #ifndef KSLAB_PORT_POISON

@@ -71,6 +71,15 @@ extern __thread struct kslab_zone *kslab_host_zone __attribute__((tls_model("ini
 #endif
 #endif
 
+/*
+ * A thread that frees on and on gets a CPU, too. Where handlers may free, they could do so in the
+ * middle of that.
+ */
+#if KSLAB_CFG_CPUS > 1 && KSLAB_CFG_LEVELS == 1
+void kslab_host_no_zone(void);
+#define KSLAB_PORT_NO_ZONE() kslab_host_no_zone()
+#endif
+
 /* A thread is its CPU: moving to another processor takes the CPU along. */
 #ifndef KSLAB_PORT_PIN
 #define KSLAB_PORT_PIN() ((void)0)

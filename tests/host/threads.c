@@ -17,6 +17,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <kslab/kslab.h>
+
+/* Present when kslab is. */
+void kslab_stats(struct kslab_stats *out) __attribute__((weak));
+
 #define SHARED 512u /* places through which threads pass objects */
 
 struct random {
@@ -179,6 +184,43 @@ static void test_crowd(unsigned count)
 	free(threads);
 }
 
+static unsigned cpus_online(void)
+{
+	struct kslab_stats stats;
+
+	kslab_stats(&stats);
+	return stats.cpus_online;
+}
+
+static void *only_frees(void *arg)
+{
+	void **objects = arg;
+	unsigned before = kslab_stats ? cpus_online() : 0;
+
+	for (unsigned i = 0; i < 10; i++)
+		free(objects[i]);
+	if (kslab_stats && cpus_online() != before)
+		die("a thread that has freed ten objects has a CPU");
+	for (unsigned i = 10; i < 100; i++)
+		free(objects[i]);
+	if (kslab_stats && cpus_online() != before + 1)
+		die("a thread that frees on and on has no CPU");
+	return NULL;
+}
+
+static void test_only_frees(void)
+{
+	void *objects[100];
+	pthread_t thread;
+
+	for (unsigned i = 0; i < 100; i++)
+		if (!(objects[i] = malloc(64)))
+			die("out of memory");
+	if (pthread_create(&thread, NULL, only_frees, objects))
+		die("no thread");
+	pthread_join(thread, NULL);
+}
+
 static bool stopping;
 
 static void *busy_life(void *arg)
@@ -225,6 +267,7 @@ int main(int argc, char **argv)
 {
 	seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
 	pthread_key_create(&late_key, late);
+	test_only_frees();
 	test_together(8, 1, long_life);
 	test_together(8, 100, short_life);
 	test_crowd(1100);
