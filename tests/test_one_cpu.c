@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
- * test_one_cpu.c - owns the proof that a kernel of one CPU needs no port: handlers call kslab at any
- * instruction, and nothing masks interrupts.
+ * test_one_cpu.c - owns the proof that a kernel of one CPU needs no port, or, if it preempts itself,
+ * PIN and UNPIN: handlers call kslab at any instruction, and nothing masks interrupts.
  * Rank: test.  Runs: one thread in single steps (x86).
  *
- * BUILD: -DKSLAB_CFG_CPUS=1
+ * BUILD: -DKSLAB_CFG_CPUS=1 -DKSLAB_CFG_HEADER='"pin_port.h"'
  *
  * What differs from test_interrupt.c is the heap lock: an interrupt may find it taken by whom it has
  * interrupted. It must not wait then: its allocation may fail for BUSY, its free never, and nothing
- * may be lost.
+ * may be lost. Another thread finds it free, for it comes in only where nothing is pinned.
  */
 #define _GNU_SOURCE
 #include "testing.h"
@@ -34,12 +34,14 @@ static struct recorder recorder;
 static const struct mode *mode;
 static bool taken[PAGES]; /* of memory, by alloc_pages */
 static volatile bool in_source;
+unsigned pin_port_pins;
 static unsigned char memory[PAGES * PAGE] __attribute__((aligned(4096)));
 static void *victim[VICTIMS]; /* what the interrupt frees: each alone in its page, or large */
 static const size_t sizes[VICTIMS] = { 64, 300, LARGE, LARGE };
 static void *target[2]; /* what op frees: small, large */
 static void *result; /* of op */
 static bool may_fail; /* op itself asks for too much */
+static bool is_thread; /* what comes in */
 static const char *wrong;
 
 static void is_wrong(const char *what)
@@ -82,6 +84,11 @@ static bool may_interrupt(void)
 	return !in_source;
 }
 
+static bool may_preempt(void)
+{
+	return !in_source && pin_port_pins == 0;
+}
+
 static void begin(void)
 {
 	const struct kslab_config config = { .alloc_pages = mode->calls_back ? alloc_pages : NULL,
@@ -113,6 +120,8 @@ static void take_and_give(size_t n)
 {
 	void *p = kslab_heap_malloc(&heap, n);
 
+	if (p == NULL && is_thread)
+		is_wrong("an allocation of another thread failed");
 	if (p == NULL && kslab_heap_last_error(&heap) != KSLAB_BUSY)
 		is_wrong("an allocation of an interrupt failed for another reason than BUSY");
 	if (p != NULL)
@@ -213,7 +222,7 @@ static void op_exhaust(void)
 	result = kslab_heap_malloc(&heap, sizeof(memory));
 }
 
-static void an_interrupt_never_waits_for_whom_it_has_interrupted(void **state)
+static void run_all(bool (*may)(void))
 {
 	static const struct {
 		const char *name;
@@ -228,14 +237,13 @@ static void an_interrupt_never_waits_for_whom_it_has_interrupted(void **state)
 		{ "malloc in vain", op_exhaust },
 	};
 
-	(void)state;
 	if (!single_step_is_available())
 		skip();
 	for (size_t i = 0; i < TESTING_COUNT(modes) * TESTING_COUNT(ops); i++) {
 		const size_t op = i % TESTING_COUNT(ops);
 		struct single_step step = { .name = ops[op].name,
 					    .op = ops[op].op,
-					    .may_interrupt = may_interrupt,
+					    .may_interrupt = may,
 					    .interrupt = interrupt,
 					    .verify = verify,
 					    .dense = 4000,
@@ -251,10 +259,25 @@ static void an_interrupt_never_waits_for_whom_it_has_interrupted(void **state)
 	}
 }
 
+static void an_interrupt_never_waits_for_whom_it_has_interrupted(void **state)
+{
+	(void)state;
+	is_thread = false;
+	run_all(may_interrupt);
+}
+
+static void pinning_is_enough_for_threads(void **state)
+{
+	(void)state;
+	is_thread = true;
+	run_all(may_preempt);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_interrupt_never_waits_for_whom_it_has_interrupted),
+		cmocka_unit_test(pinning_is_enough_for_threads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
