@@ -208,8 +208,9 @@ bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address,
 	return is_known;
 }
 
-/* Judge what a callback returned. Return: true if it can be used; else it was dealt with. */
-static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, size_t align_pages)
+/* Judge what a callback returned. Return: KSLAB_OK if it can be used; else it was dealt with. */
+static enum kslab_reason accept(struct kslab_heap *heap, uintptr_t address, size_t pages,
+				size_t align_pages)
 {
 	size_t bytes = pages * heap->page_bytes;
 	size_t rest = pages < LOOK_PAGES ? bytes : LOOK_PAGES << heap->page_shift;
@@ -225,7 +226,10 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 		   is_known_run(heap, address, bytes - rest)) {
 		what = "page source: page is in use already";
 		give_back = false;
-	} else if (kslab_heap_lock(heap, &state)) {
+	} else if (!kslab_heap_lock(heap, &state)) { /* a handler, on one CPU */
+		heap->free_pages(heap->source_ctx, (void *)address, pages);
+		return KSLAB_BUSY;
+	} else {
 		if (kslab_source_is_known(heap, address + (bytes - rest), rest)) {
 			what = "page source: page is in use already";
 			give_back = false;
@@ -241,19 +245,20 @@ static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, siz
 		if (give_back)
 			heap->free_pages(heap->source_ctx, (void *)address, pages);
 		report_page(heap, address, bytes, KSLAB_CALLER(), what);
-		return false;
+		return KSLAB_NO_PAGES;
 	}
 	/* A run that is merely not aligned to its length is no fault: it can't be used for this. */
 	if ((address & (align_pages * heap->page_bytes - 1)) != 0) {
 		kslab_source_free(heap, address, pages);
-		return false;
+		return KSLAB_NO_PAGES;
 	}
-	return true;
+	return KSLAB_OK;
 }
 
 static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				       struct kslab_run *run)
 {
+	enum kslab_reason reason;
 	uintptr_t address;
 
 	if (heap->alloc_pages == NULL)
@@ -266,8 +271,9 @@ static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, si
 	}
 	address = (uintptr_t)heap->alloc_pages(heap->source_ctx, pages);
 	KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, ~0u);
-	if (address == 0 || !accept(heap, address, pages, align_pages))
-		return KSLAB_NO_PAGES;
+	reason = address != 0 ? accept(heap, address, pages, align_pages) : KSLAB_NO_PAGES;
+	if (reason != KSLAB_OK)
+		return reason;
 	run->address = address;
 	run->pages = pages;
 	run->zeroed = false;
@@ -780,22 +786,22 @@ size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most)
 
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 {
+	const bool is_nmi = KSLAB_PORT_IN_NMI();
 	struct kslab_lock_state state;
+	bool is_taken = false;
 
-	if (KSLAB_PORT_IN_NMI()) {
-		bool is_taken = false;
-
-		if (kslab_heap_lock(heap, &state)) {
-			is_taken = take_in(heap, region_of(heap, address), address, pages);
-			kslab_heap_unlock(heap, &state);
+	if (!is_nmi)
+		kslab_source_release_waiting(heap, WAITING_MOST);
+	if (kslab_heap_lock(heap, &state)) {
+		if (!is_nmi) {
+			kslab_source_give_and_unlock(heap, address, pages, &state);
+			return;
 		}
-		if (!is_taken)
-			let_wait(heap, address, pages);
-		return;
+		is_taken = take_in(heap, region_of(heap, address), address, pages);
+		kslab_heap_unlock(heap, &state);
 	}
-	kslab_source_release_waiting(heap, WAITING_MOST);
-	if (kslab_heap_lock(heap, &state))
-		kslab_source_give_and_unlock(heap, address, pages, &state);
+	if (!is_taken)
+		let_wait(heap, address, pages);
 }
 
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address)
