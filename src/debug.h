@@ -58,6 +58,8 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
  */
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
 			 const struct kslab_cache *cache, unsigned flags);
+/* The same for a live slot, whatever it holds: its bit is to be set next. */
+void kslab_debug_drop(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index);
 /*
  * A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone
  * entered.

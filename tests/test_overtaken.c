@@ -32,10 +32,12 @@ static void is_wrong(const char *what)
 		wrong = what;
 }
 
-static void begin(size_t retain_bytes)
+static void begin_at(unsigned level, size_t retain_bytes)
 {
 	const struct kslab_config config = { .max_page_bytes = PAGE,
 					     .retain_bytes = retain_bytes,
+					     .debug_level = level,
+					     .quarantine_objects = 1,
 					     .report = recorder_report,
 					     .report_ctx = &recorder };
 
@@ -56,6 +58,11 @@ static void begin(size_t retain_bytes)
 		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
 	fake_cpu = 0;
 	assert_non_null(kslab_heap_malloc(&heap, 64)); /* the window is placed, a leaf there */
+}
+
+static void begin(size_t retain_bytes)
+{
+	begin_at(0, retain_bytes);
 }
 
 /* The other CPU waits while the lock is taken; what it does then is what it would do at once. */
@@ -499,6 +506,60 @@ static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
 	fake_source_fini(&t.source);
 }
 
+/* ---- debug levels ---------------------------------------------------------------------------- */
+
+#define LIVE 48u
+static unsigned char *live[LIVE];
+
+/* All of what is in the cache is lost; what its pages were is somebody else's at once. */
+static void destroy_forced(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	(void)kslab_cache_destroy_forced(&caches[0]);
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) {
+		live[i] = kslab_heap_malloc(&heap, 200);
+		assert_non_null(live[i]);
+		memset(live[i], 0x11, 200);
+	}
+	fake_cpu = 0;
+}
+
+static bool are_live(void)
+{
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) {
+		if (live[i] != NULL && kslab_heap_usable_size(&heap, live[i]) != 200)
+			is_wrong("a live object was freed by nobody");
+		live[i] = NULL;
+	}
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	fake_cpu = 1;
+	if (kslab_cache_destroy(&caches[0]) != KSLAB_OK)
+		is_wrong("the cache does not end");
+	fake_cpu = 0;
+	check();
+	return verdict();
+}
+
+/* What leaves the quarantine is on its way to its page when that has gone. */
+static void a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine(void **state)
+{
+	void *object;
+
+	(void)state;
+	begin_at(2, KSLAB_RETAIN_NONE);
+	assert_int_equal(kslab_heap_cache_init(&heap, &caches[0], "cache", 200, 0, NULL, NULL),
+			 KSLAB_OK);
+	target = kslab_heap_malloc(&heap, 64);
+	fake_cpu = 1;
+	object = kslab_cache_alloc(&caches[0]);
+	assert_non_null(kslab_cache_alloc(&caches[0]));
+	kslab_cache_free(&caches[0], object);
+	fake_cpu = 0;
+	play("object leaves the quarantine", op_free, destroy_forced, are_live, 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -510,6 +571,7 @@ int main(void)
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+		cmocka_unit_test(a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
