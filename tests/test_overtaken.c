@@ -560,6 +560,61 @@ static void a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine(voi
 	play("object leaves the quarantine", op_free, destroy_forced, are_live, 1);
 }
 
+/* Another CPU finds a broken link, and makes its lists anew from the page map. */
+static void break_a_link(size_t step)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)live[0]);
+
+	(void)step;
+	page->next = (struct kslab_page *)0x55555555;
+	fake_cpu = 1;
+	for (size_t i = 1; i < TESTING_COUNT(live); i++)
+		if (kslab_page_map_find(&heap.map, (uintptr_t)live[i]) != page)
+			kslab_heap_free(&heap, live[i]);
+	fake_cpu = 0;
+}
+
+static bool is_resized(void)
+{
+	if (got == NULL || kslab_heap_usable_size(&heap, got) != resize_to)
+		is_wrong("the block is none any more");
+	if (recorder.count != 1 || recorder.last.fault != KSLAB_FAULT_CORRUPT_METADATA)
+		is_wrong("the broken link is not what was found");
+	check();
+	return verdict();
+}
+
+/* Objects of a CPU in several pages, of each of which one slot is free; live[0] is in the first one. */
+static void fill_pages(unsigned cpu)
+{
+	unsigned char *object;
+	uintptr_t page = 0;
+
+	fake_cpu = cpu;
+	for (size_t i = 0; i < TESTING_COUNT(live); i++)
+		live[i] = kslab_heap_malloc(&heap, 1000);
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) /* partial pages */
+		if ((uintptr_t)live[i] / PAGE != page) {
+			page = (uintptr_t)live[i] / PAGE;
+			object = live[i];
+			live[i] = NULL;
+			kslab_heap_free(&heap, object);
+		}
+	live[0] = live[1];
+	fake_cpu = 0;
+}
+
+static void a_block_that_is_resized_while_bad_pages_are_fenced_off(void **state)
+{
+	(void)state;
+	begin_at(1, KSLAB_RETAIN_NONE);
+	fill_pages(1);
+	target = kslab_heap_malloc(&heap, 40 * PAGE);
+	resize_to = 20 * PAGE;
+	play("shrinks, pages are fenced off", op_resize, break_a_link, is_resized, 3);
+	memset(live, 0, sizeof(live));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -572,6 +627,7 @@ int main(void)
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
 		cmocka_unit_test(a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine),
+		cmocka_unit_test(a_block_that_is_resized_while_bad_pages_are_fenced_off),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
