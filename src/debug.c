@@ -650,13 +650,29 @@ kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_pa
 	return held;
 }
 
-uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page)
+static kslab_word live_word(struct kslab_heap *heap, const struct kslab_page *page, unsigned i)
 {
-	uint32_t held = 0;
+	kslab_word live = kslab_page_live_word(page, i);
+	struct kslab_lock_state state;
 
-	for (unsigned i = 0; i < kslab_page_words(page) && heap->debug_level >= 2; i++)
-		held += kslab_popcount(kslab_debug_held(heap, page, i));
-	return held;
+	if (live == 0 || !kslab_heap_try_lock(heap, &state))
+		return live;
+	/* Under the lock the memory of what the map leads to does not go. */
+	if (kslab_page_map_look(&heap->map, page->data) == page)
+		live &= ~kslab_debug_held(heap, page, i);
+	kslab_heap_unlock(heap, &state);
+	return live;
+}
+
+uint32_t kslab_debug_live(struct kslab_heap *heap, const struct kslab_page *page)
+{
+	uint32_t live = 0;
+
+	if (heap->debug_level < 2)
+		return kslab_page_live(page);
+	for (unsigned i = 0; i < kslab_page_words(page); i++)
+		live += kslab_popcount(live_word(heap, page, i));
+	return live;
 }
 
 uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page,

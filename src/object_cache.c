@@ -217,11 +217,11 @@ static void drop_objects(const struct walk *walk, struct kslab_page *page, const
 	}
 }
 
-bool kslab_caches_enter(struct kslab_heap *heap)
+bool kslab_caches_enter(struct kslab_heap *heap, bool waits)
 {
 	struct kslab_lock_state state;
 
-	if (!kslab_heap_lock(heap, &state))
+	if (!(waits ? kslab_heap_lock : kslab_heap_try_lock)(heap, &state))
 		return false;
 	KSLAB_FETCH_ADD_RELAXED(&heap->lookers, 1u);
 	kslab_heap_unlock(heap, &state);

@@ -13,6 +13,7 @@
 #include "heap.h"
 #include "page_map.h"
 #include "single_step.h"
+#include <kslab/observe.h>
 
 FAKE_CPU_DEFINE;
 
@@ -615,6 +616,140 @@ static void a_block_that_is_resized_while_bad_pages_are_fenced_off(void **state)
 	memset(live, 0, sizeof(live));
 }
 
+/* ---- observers ------------------------------------------------------------------------------- */
+
+#define KEPT_OBJECTS 24u
+static struct fake_source source;
+static unsigned char *kept[KEPT_OBJECTS];
+static struct kslab_mark mark;
+
+/* Memory that went back can't be touched. Some objects stay, between others that go. */
+static void begin_to_look(unsigned level)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE,
+					     .debug_level = level,
+					     .quarantine_objects = 4,
+					     .alloc_pages = fake_source_alloc,
+					     .free_pages = fake_source_free,
+					     .source_ctx = &source,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	fake_source_init(&source, PAGE, 512, true);
+	memset(&heap, 0, sizeof(heap));
+	memset(&recorder, 0, sizeof(recorder));
+	wrong = NULL;
+	fake_cpu = 0;
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	fake_cpu = 1;
+	assert_int_equal(kslab_heap_cpu_online(&heap, 1), KSLAB_OK);
+	for (size_t i = 0; i < TESTING_COUNT(kept); i++) {
+		fake_cpu = 1;
+		live[2 * i] = kslab_heap_malloc(&heap, 900);
+		live[2 * i + 1] = kslab_heap_malloc(&heap, 900);
+		fake_cpu = 0;
+		kept[i] = kslab_heap_malloc(&heap, i % 4 == 3 ? 3 * PAGE : 900);
+	}
+	memset(&mark, 0, sizeof(mark));
+}
+
+/* Pages go back; their descriptors, and where they lay, are those of others. */
+static void pages_go(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	for (size_t i = 0; i < TESTING_COUNT(live); i++)
+		kslab_heap_free(&heap, live[i]);
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	for (size_t i = 0; i < 4; i++) {
+		assert_non_null(kslab_heap_malloc(&heap, 2 * PAGE));
+		assert_non_null(kslab_heap_malloc(&heap, 3000));
+	}
+	fake_cpu = 0;
+}
+
+static void ignore(void *ctx, char c)
+{
+	(void)ctx;
+	(void)c;
+}
+
+static void op_print(void)
+{
+	kslab_heap_print_map(&heap, ignore, NULL);
+}
+
+static void op_mark(void)
+{
+	if (kslab_heap_mark(&heap, &mark) != KSLAB_OK)
+		is_wrong("no mark");
+}
+
+static bool is_new(void *ctx, void *object, size_t bytes)
+{
+	(void)ctx;
+	(void)bytes;
+	for (size_t i = 0; i < TESTING_COUNT(kept); i++)
+		if (object == kept[i])
+			is_wrong("an object that is older than the mark");
+	return true;
+}
+
+static void op_diff(void)
+{
+	(void)kslab_diff(&mark, is_new, NULL);
+}
+
+static bool is_mark_whole(void)
+{
+	op_diff();
+	kslab_unmark(&mark);
+	check();
+	return verdict();
+}
+
+static bool is_well(void)
+{
+	check();
+	return verdict();
+}
+
+static void pages_that_go_while_somebody_looks(void **state)
+{
+	(void)state;
+	for (unsigned level = 0; level < 3; level += 2) {
+		begin_to_look(level);
+		play("stats, pages go", op_look, pages_go, is_well, 37);
+		play("print_map, pages go", op_print, pages_go, is_well, 37);
+		play("mark, pages go", op_mark, pages_go, is_mark_whole, 61);
+		kslab_unmark(&mark);
+		op_mark();
+		play("diff, pages go", op_diff, pages_go, is_well, 61);
+		fake_source_fini(&source);
+		memset(live, 0, sizeof(live));
+	}
+}
+
+/* The one that has the lock is stopped for good, as by a panic elsewhere. */
+static void the_map_is_printed_while_the_lock_is_taken(void **state)
+{
+	(void)state;
+	for (unsigned level = 0; level < 3; level++) {
+		struct kslab_lock_state lock;
+
+		begin_to_look(level);
+		assert_true(kslab_heap_lock(&heap, &lock));
+		alarm(SINGLE_STEP_HANGS);
+		op_print();
+		alarm(0);
+		kslab_heap_unlock(&heap, &lock);
+		assert_true(is_well());
+		fake_source_fini(&source);
+	}
+	memset(live, 0, sizeof(live));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -628,6 +763,8 @@ int main(void)
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
 		cmocka_unit_test(a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine),
 		cmocka_unit_test(a_block_that_is_resized_while_bad_pages_are_fenced_off),
+		cmocka_unit_test(pages_that_go_while_somebody_looks),
+		cmocka_unit_test(the_map_is_printed_while_the_lock_is_taken),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
