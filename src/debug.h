@@ -58,6 +58,8 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
  */
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
 			 const struct kslab_cache *cache, unsigned flags);
+/* The same for a live slot, whatever it holds: its bit is to be set next. */
+void kslab_debug_drop(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index);
 /*
  * A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone
  * entered.
@@ -145,11 +147,17 @@ void kslab_debug_quarantine(struct kslab_heap *heap, uintptr_t object, size_t by
 			    const void *caller);
 /* Everything leaves the ring. No zone entered, no lock held. */
 void kslab_debug_flush(struct kslab_heap *heap);
-/* Slots of word i whose bits say live, and which are in quarantine. */
+/*
+ * Slots of word i whose bits say live, and which are in quarantine. Looks into them: for whom the page
+ * does not go.
+ */
 kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page,
 			    unsigned i);
-/* The same for the page: how many. */
-uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page);
+/*
+ * Live slots of a page without those, at any level, for anybody: of a page that goes meanwhile, and
+ * while the lock is taken, those in quarantine are counted.
+ */
+uint32_t kslab_debug_live(struct kslab_heap *heap, const struct kslab_page *page);
 /*
  * When was this object allocated (index 0: also a large block)? A number from one counter of the
  * heap, so that later ones come after earlier ones (difference as a signed number); 0: not known.

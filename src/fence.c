@@ -308,7 +308,8 @@ static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner), zone = owner & ~KSLAB_TAG_MASK;
 	const char *what = NULL;
 
-	if (page->state == KSLAB_PAGE_FENCED || owner == kslab_large_tag(heap))
+	/* A block that is live, or claimed while it is resized; one that was freed has no owner. */
+	if (page->state == KSLAB_PAGE_FENCED || (owner & ~KSLAB_TAG_FULL) == kslab_large_tag(heap))
 		return;
 	if (zone == 0) {
 		/* A page that is being made, or a large block that is free; or erased. */

@@ -376,7 +376,7 @@ static void count_page(void *ctx, const struct kslab_page *page)
 {
 	struct kslab_report *report = ctx;
 	const struct kslab_zone *zone = (const struct kslab_zone *)kslab_page_owner(page);
-	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(zone->heap, page);
+	uint32_t live = kslab_debug_live(zone->heap, page);
 
 	report->count += live;
 	if (live != 0) {

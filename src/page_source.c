@@ -35,22 +35,28 @@ static bool try_lock(struct kslab_lock *lock)
 	}
 }
 
+bool kslab_heap_try_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
+{
+	state->irq = KSLAB_PORT_IRQ_SAVE();
+	if (!try_lock(&heap->lock)) {
+		KSLAB_PORT_IRQ_RESTORE(state->irq);
+		return false;
+	}
+	heap->lock_acquisitions++;
+	return true;
+}
+
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
 {
 	struct kslab_lock *lock = &heap->lock;
+	uint32_t ticket;
 
+	if (KSLAB_CFG_CPUS == 1 || KSLAB_PORT_IN_NMI())
+		return kslab_heap_try_lock(heap, state);
 	state->irq = KSLAB_PORT_IRQ_SAVE();
-	if (KSLAB_CFG_CPUS == 1 || KSLAB_PORT_IN_NMI()) {
-		if (!try_lock(lock)) {
-			KSLAB_PORT_IRQ_RESTORE(state->irq);
-			return false;
-		}
-	} else {
-		uint32_t ticket = KSLAB_FETCH_ADD_RELAXED(&lock->next, 1u);
-
-		while (KSLAB_LOAD_ACQUIRE(&lock->serving) != ticket)
-			KSLAB_PORT_RELAX();
-	}
+	ticket = KSLAB_FETCH_ADD_RELAXED(&lock->next, 1u);
+	while (KSLAB_LOAD_ACQUIRE(&lock->serving) != ticket)
+		KSLAB_PORT_RELAX();
 	heap->lock_acquisitions++;
 	return true;
 }

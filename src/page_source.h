@@ -19,6 +19,8 @@ struct kslab_lock_state {
 	uintptr_t irq;
 };
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state);
+/* Try it anywhere: for whom it is no loss if it is taken just then. */
+bool kslab_heap_try_lock(struct kslab_heap *heap, struct kslab_lock_state *state);
 void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state);
 
 /* A run of base pages. */

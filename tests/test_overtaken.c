@@ -15,6 +15,7 @@
 #include "heap.h"
 #include "page_map.h"
 #include "single_step.h"
+#include <kslab/observe.h>
 
 FAKE_CPU_DEFINE;
 
@@ -62,14 +63,21 @@ static void begin_with(const struct kslab_config *config)
 	assert_non_null(kslab_heap_malloc(&heap, 64)); /* the window is placed, a leaf there */
 }
 
-static void begin(size_t retain_bytes)
+static void begin_at(unsigned level, size_t retain_bytes)
 {
 	const struct kslab_config config = { .max_page_bytes = PAGE,
 					     .retain_bytes = retain_bytes,
+					     .debug_level = level,
+					     .quarantine_objects = 1,
 					     .report = recorder_report,
 					     .report_ctx = &recorder };
 
 	begin_with(&config);
+}
+
+static void begin(size_t retain_bytes)
+{
+	begin_at(0, retain_bytes);
 }
 
 /* The other CPU waits while the lock is taken; what it does then is what it would do at once. */
@@ -519,6 +527,249 @@ static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
 	fake_source_fini(&t.source);
 }
 
+/* ---- debug levels ---------------------------------------------------------------------------- */
+
+#define LIVE 48u
+static unsigned char *live[LIVE];
+
+/* All of what is in the cache is lost; what its pages were is somebody else's at once. */
+static void destroy_forced(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	(void)kslab_cache_destroy_forced(&caches[0]);
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) {
+		live[i] = kslab_heap_malloc(&heap, 200);
+		assert_non_null(live[i]);
+		memset(live[i], 0x11, 200);
+	}
+	fake_cpu = 0;
+}
+
+static bool are_live(void)
+{
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) {
+		if (live[i] != NULL && kslab_heap_usable_size(&heap, live[i]) != 200)
+			is_wrong("a live object was freed by nobody");
+		live[i] = NULL;
+	}
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	fake_cpu = 1;
+	if (kslab_cache_destroy(&caches[0]) != KSLAB_OK)
+		is_wrong("the cache does not end");
+	fake_cpu = 0;
+	check();
+	return verdict();
+}
+
+/* What leaves the quarantine is on its way to its page when that has gone. */
+static void a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine(void **state)
+{
+	void *object;
+
+	(void)state;
+	begin_at(2, KSLAB_RETAIN_NONE);
+	assert_int_equal(kslab_heap_cache_init(&heap, &caches[0], "cache", 200, 0, NULL, NULL),
+			 KSLAB_OK);
+	target = kslab_heap_malloc(&heap, 64);
+	fake_cpu = 1;
+	object = kslab_cache_alloc(&caches[0]);
+	assert_non_null(kslab_cache_alloc(&caches[0]));
+	kslab_cache_free(&caches[0], object);
+	fake_cpu = 0;
+	play("object leaves the quarantine", op_free, destroy_forced, are_live, 1);
+}
+
+/* Another CPU finds a broken link, and makes its lists anew from the page map. */
+static void break_a_link(size_t step)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)live[0]);
+
+	(void)step;
+	page->next = (struct kslab_page *)0x55555555;
+	fake_cpu = 1;
+	for (size_t i = 1; i < TESTING_COUNT(live); i++)
+		if (kslab_page_map_find(&heap.map, (uintptr_t)live[i]) != page)
+			kslab_heap_free(&heap, live[i]);
+	fake_cpu = 0;
+}
+
+static bool is_resized(void)
+{
+	if (got == NULL || kslab_heap_usable_size(&heap, got) != resize_to)
+		is_wrong("the block is none any more");
+	if (recorder.count != 1 || recorder.last.fault != KSLAB_FAULT_CORRUPT_METADATA)
+		is_wrong("the broken link is not what was found");
+	check();
+	return verdict();
+}
+
+/* Objects of a CPU in several pages, of each of which one slot is free; live[0] is in the first one. */
+static void fill_pages(unsigned cpu)
+{
+	unsigned char *object;
+	uintptr_t page = 0;
+
+	fake_cpu = cpu;
+	for (size_t i = 0; i < TESTING_COUNT(live); i++)
+		live[i] = kslab_heap_malloc(&heap, 1000);
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) /* partial pages */
+		if ((uintptr_t)live[i] / PAGE != page) {
+			page = (uintptr_t)live[i] / PAGE;
+			object = live[i];
+			live[i] = NULL;
+			kslab_heap_free(&heap, object);
+		}
+	live[0] = live[1];
+	fake_cpu = 0;
+}
+
+static void a_block_that_is_resized_while_bad_pages_are_fenced_off(void **state)
+{
+	(void)state;
+	begin_at(1, KSLAB_RETAIN_NONE);
+	fill_pages(1);
+	target = kslab_heap_malloc(&heap, 40 * PAGE);
+	resize_to = 20 * PAGE;
+	play("shrinks, pages are fenced off", op_resize, break_a_link, is_resized, 3);
+	memset(live, 0, sizeof(live));
+}
+
+/* ---- observers ------------------------------------------------------------------------------- */
+
+#define KEPT_OBJECTS 24u
+static struct fake_source frames;
+static unsigned char *kept[KEPT_OBJECTS];
+static struct kslab_mark mark;
+
+/* Memory that went back can't be touched. Some objects stay, between others that go. */
+static void begin_to_look(unsigned level)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE,
+					     .debug_level = level,
+					     .quarantine_objects = 4,
+					     .alloc_pages = fake_source_alloc,
+					     .free_pages = fake_source_free,
+					     .source_ctx = &frames,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	fake_source_init(&frames, PAGE, 512, true);
+	memset(&heap, 0, sizeof(heap));
+	memset(&recorder, 0, sizeof(recorder));
+	wrong = NULL;
+	fake_cpu = 0;
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	fake_cpu = 1;
+	assert_int_equal(kslab_heap_cpu_online(&heap, 1), KSLAB_OK);
+	for (size_t i = 0; i < TESTING_COUNT(kept); i++) {
+		fake_cpu = 1;
+		live[2 * i] = kslab_heap_malloc(&heap, 900);
+		live[2 * i + 1] = kslab_heap_malloc(&heap, 900);
+		fake_cpu = 0;
+		kept[i] = kslab_heap_malloc(&heap, i % 4 == 3 ? 3 * PAGE : 900);
+	}
+	memset(&mark, 0, sizeof(mark));
+}
+
+/* Pages go back; their descriptors, and where they lay, are those of others. */
+static void pages_go(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	for (size_t i = 0; i < TESTING_COUNT(live); i++)
+		kslab_heap_free(&heap, live[i]);
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	for (size_t i = 0; i < 4; i++) {
+		assert_non_null(kslab_heap_malloc(&heap, 2 * PAGE));
+		assert_non_null(kslab_heap_malloc(&heap, 3000));
+	}
+	fake_cpu = 0;
+}
+
+static void ignore(void *ctx, char c)
+{
+	(void)ctx;
+	(void)c;
+}
+
+static void op_print(void)
+{
+	kslab_heap_print_map(&heap, ignore, NULL);
+}
+
+static void op_mark(void)
+{
+	if (kslab_heap_mark(&heap, &mark) != KSLAB_OK)
+		is_wrong("no mark");
+}
+
+static bool is_new(void *ctx, void *object, size_t bytes)
+{
+	(void)ctx;
+	(void)bytes;
+	for (size_t i = 0; i < TESTING_COUNT(kept); i++)
+		if (object == kept[i])
+			is_wrong("an object that is older than the mark");
+	return true;
+}
+
+static void op_diff(void)
+{
+	(void)kslab_diff(&mark, is_new, NULL);
+}
+
+static bool is_mark_whole(void)
+{
+	op_diff();
+	kslab_unmark(&mark);
+	check();
+	return verdict();
+}
+
+static bool is_well(void)
+{
+	check();
+	return verdict();
+}
+
+static void pages_that_go_while_somebody_looks(void **state)
+{
+	(void)state;
+	for (unsigned level = 0; level < 3; level += 2) {
+		begin_to_look(level);
+		play("stats, pages go", op_look, pages_go, is_well, 37);
+		play("print_map, pages go", op_print, pages_go, is_well, 37);
+		play("mark, pages go", op_mark, pages_go, is_mark_whole, 61);
+		kslab_unmark(&mark);
+		op_mark();
+		play("diff, pages go", op_diff, pages_go, is_well, 61);
+		fake_source_fini(&frames);
+		memset(live, 0, sizeof(live));
+	}
+}
+
+/* The one that has the lock is stopped for good, as by a panic elsewhere. */
+static void the_map_is_printed_while_the_lock_is_taken(void **state)
+{
+	(void)state;
+	for (unsigned level = 0; level < 3; level++) {
+		struct kslab_lock_state lock;
+
+		begin_to_look(level);
+		assert_true(kslab_heap_lock(&heap, &lock));
+		alarm(SINGLE_STEP_HANGS);
+		op_print();
+		alarm(0);
+		kslab_heap_unlock(&heap, &lock);
+		assert_true(is_well());
+		fake_source_fini(&frames);
+	}
+	memset(live, 0, sizeof(live));
+}
+
 /* ---- pages that change hands, at debug level 1 ------------------------------------------------ */
 
 static void op_malloc_object(void)
@@ -930,6 +1181,10 @@ int main(void)
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+		cmocka_unit_test(a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine),
+		cmocka_unit_test(a_block_that_is_resized_while_bad_pages_are_fenced_off),
+		cmocka_unit_test(pages_that_go_while_somebody_looks),
+		cmocka_unit_test(the_map_is_printed_while_the_lock_is_taken),
 		cmocka_unit_test(a_free_in_a_page_that_changes_hands),
 		cmocka_unit_test(frees_in_a_page_that_is_being_purged),
 		cmocka_unit_test(a_zone_is_found_however_often_its_cpu_comes_and_goes),

@@ -65,7 +65,8 @@ void kslab_unmark(struct kslab_mark *mark);
  *     .  empty       1 2 3 4  up to so many quarters of the slots are live
  *     #  full        @  allocations come from it
  *
- * Context: as kslab_stats; takes no lock, so it may run in a panic. Ends on broken lists, too.
+ * Context: as kslab_stats; waits for no lock, so it may run in a panic: while it is taken, caches are
+ * left out, and at debug level 2 what is in quarantine counts as live. Ends on broken lists, too.
  * Complexity: O(pages).
  */
 void kslab_print_map(void (*putc)(void *ctx, char c), void *ctx);
