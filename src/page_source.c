@@ -332,7 +332,7 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 		if (run->address != 0)
 			reason = KSLAB_OK;
 	}
-	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 &&
+	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 && align_pages == 1 &&
 	    take_emergency(heap, run))
 		reason = KSLAB_OK;
 	if (reason == KSLAB_OK) {
