@@ -174,12 +174,14 @@ static enum kslab_reason fill_emergency(struct kslab_heap *heap)
 						 : 0;
 		if (page == 0)
 			return KSLAB_NO_PAGES;
-		if (page & (heap->page_bytes - 1)) {
+		if ((page & (heap->page_bytes - 1)) != 0 || page + heap->page_bytes == 0 ||
+		    !kslab_source_can_cover(heap, page, heap->page_bytes)) {
 			heap->free_pages(heap->source_ctx, (void *)page, 1);
 			return KSLAB_NO_PAGES;
 		}
-		if (!kslab_source_set_aside(heap, page))
-			return KSLAB_NO_PAGES; /* twice the same: it goes back once */
+		if (kslab_source_is_elsewhere(heap, page, heap->page_bytes) ||
+		    !kslab_source_set_aside(heap, page))
+			return KSLAB_NO_PAGES; /* twice the same, or of another heap: it goes back once */
 		heap->pages_peak = ++heap->pages_in_use;
 	}
 	return KSLAB_OK;

@@ -84,16 +84,22 @@ KSLAB_INLINE struct kslab_page *kslab_page_map_look(const struct kslab_page_map 
 			   : &kslab_page_nobody;
 }
 
+/*
+ * Leaves of a window that begins at base: as configured, what memory there is for them in a flat map,
+ * and no more than up to the end of the address space.
+ */
+size_t kslab_page_map_leaves(uintptr_t base, size_t flat_bytes);
+
 /* flat: memory for all leaves, or NULL. */
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat, size_t bytes);
 
 /*
  * The window turned out to lie in the wrong place: make what it holds the side window, so that it
- * can be placed again. Possible once, and if its leaves span no more than the side window. While
- * only one CPU is online, under the heap lock.
+ * can be placed again. Possible once, and if its leaves, and what lies from low to high (none: low >
+ * high), span no more than the side window. While only one CPU is online, under the heap lock.
  */
-bool kslab_page_map_can_step_aside(const struct kslab_page_map *map);
-void kslab_page_map_step_aside(struct kslab_page_map *map);
+bool kslab_page_map_can_step_aside(const struct kslab_page_map *map, uintptr_t low, uintptr_t high);
+void kslab_page_map_step_aside(struct kslab_page_map *map, uintptr_t low, uintptr_t high);
 
 /* Where the new window overlaps the side window, both lead to the same leaves. */
 void kslab_page_map_join_side(struct kslab_page_map *map);

@@ -71,46 +71,83 @@ void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state)
 
 /* ---- raw runs -------------------------------------------------------------------------------- */
 
+/*
+ * Where a window for this memory begins: at a multiple of its size, so that physical memory or a
+ * direct map lies inside from its beginning. Memory that would stick out at the end, or (bytes = 0) a
+ * base that was asked for: there.
+ */
+static uintptr_t base_for(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	size_t leaves = kslab_page_map_leaves(0, heap->flat_map_bytes);
+	uint64_t window = (uint64_t)leaves << KSLAB_CFG_LEAF_SHIFT;
+	uint64_t whole = (uint64_t)((size_t)1 << kslab_log2(leaves)) << KSLAB_CFG_LEAF_SHIFT;
+	uintptr_t base = address & ~(uintptr_t)(whole - 1);
+
+	if (bytes == 0 || bytes > window || address - base > window - bytes)
+		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
+	return base;
+}
+
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	/*
-	 * At a multiple of its size: physical memory or a direct map then lies inside from its
-	 * beginning.
-	 */
-	uintptr_t base = address & ~(uintptr_t)(KSLAB_WINDOW_BYTES - 1);
-
 	if (heap->window_placed)
 		return;
-	/* Memory that would stick out at the end, or a base that was asked for: begin there. */
-	if (KSLAB_WINDOW_BYTES - (uint64_t)(address - base) < bytes || bytes == 0)
-		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
-	kslab_page_map_init(&heap->map, base, heap->flat_map, heap->flat_map_bytes);
+	kslab_page_map_init(&heap->map, base_for(heap, address, bytes), heap->flat_map,
+			    heap->flat_map_bytes);
 	heap->window_placed = true;
+}
+
+/* Would it, placed for this memory, hold all of it? */
+static bool would_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	uintptr_t base = base_for(heap, address, bytes);
+	uint64_t window = (uint64_t)kslab_page_map_leaves(base, heap->flat_map_bytes)
+			  << KSLAB_CFG_LEAF_SHIFT;
+
+	return bytes <= window && address - base <= window - bytes;
+}
+
+/* First and last address of the pages of all regions; there are none: low > high. */
+static void region_bounds(const struct kslab_heap *heap, uintptr_t *low, uintptr_t *high)
+{
+	*low = UINTPTR_MAX;
+	*high = 0;
+	for (unsigned i = 0; i < heap->regions; i++) {
+		const struct kslab_region *region = &heap->region[i];
+
+		*low = region->base < *low ? region->base : *low;
+		*high = region->end - 1 > *high ? region->end - 1 : *high;
+	}
 }
 
 /*
  * A heap that began on a static array of the kernel's image can move its window once, early in the
- * boot.
+ * boot. Memory that it has to give out yet stays within reach, too.
  */
 static bool can_move_window(const struct kslab_heap *heap)
 {
-	return heap->cpus_online <= 1 && kslab_page_map_can_step_aside(&heap->map);
+	uintptr_t low, high;
+
+	region_bounds(heap, &low, &high);
+	return heap->cpus_online <= 1 && kslab_page_map_can_step_aside(&heap->map, low, high);
 }
 
 bool kslab_source_can_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	if (bytes > KSLAB_WINDOW_BYTES - ((uint64_t)1 << KSLAB_CFG_LEAF_SHIFT))
-		return heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes);
-	return !heap->window_placed || kslab_page_map_covers(&heap->map, address, bytes) ||
-	       can_move_window(heap);
+	if (heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes))
+		return true;
+	return (!heap->window_placed || can_move_window(heap)) && would_cover(heap, address, bytes);
 }
 
 void kslab_source_cover(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
+	uintptr_t low, high;
+
 	kslab_source_place_window(heap, address, bytes);
 	if (kslab_page_map_covers(&heap->map, address, bytes))
 		return;
-	kslab_page_map_step_aside(&heap->map);
+	region_bounds(heap, &low, &high);
+	kslab_page_map_step_aside(&heap->map, low, high);
 	heap->window_placed = false;
 	kslab_source_place_window(heap, address, bytes);
 	kslab_page_map_join_side(&heap->map);
@@ -171,7 +208,7 @@ static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes
 }
 
 /* Pages of a run that are looked at before the lock is dropped. */
-#define LOOK_PAGES 16u
+#define LOOK_PAGES ((size_t)16)
 
 /* The same of a run of any length: the lock is taken, and dropped again and again. */
 static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t bytes)
@@ -226,7 +263,7 @@ static enum kslab_reason accept(struct kslab_heap *heap, uintptr_t address, size
 
 	if ((address & (heap->page_bytes - 1)) != 0) {
 		what = "page source: misaligned page";
-	} else if (address + (bytes - 1) < address) {
+	} else if (address + bytes <= address) {
 		what = "page source: page wraps the address space";
 	} else if (kslab_source_is_elsewhere(heap, address, bytes) ||
 		   is_known_run(heap, address, bytes - rest)) {
@@ -344,7 +381,7 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 		if (run->address != 0)
 			reason = KSLAB_OK;
 	}
-	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 &&
+	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 && align_pages == 1 &&
 	    take_emergency(heap, run))
 		reason = KSLAB_OK;
 	if (reason == KSLAB_OK) {
@@ -637,13 +674,16 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 	uintptr_t missing;
 
 	while (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
+		bool marks, lacks, is_outside;
 		void **leaf;
-		bool marks;
 
 		reason = leaf_and_lock(heap, flags, &leaf, &state);
 		if (reason != KSLAB_OK)
 			return reason;
-		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
+		lacks = kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing);
+		/* The memory for the leaf has moved the window. */
+		is_outside = lacks && kslab_page_map_top(&heap->map, missing) == NULL;
+		if (lacks && !is_outside) {
 			kslab_page_map_add_leaf(&heap->map, missing, leaf);
 		} else if (leaf != NULL) { /* another CPU was faster: for the next hole */
 			*leaf = heap->meta.leaves;
@@ -653,6 +693,8 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 		kslab_heap_unlock(heap, &state);
 		if (marks)
 			mark_some(heap);
+		if (is_outside)
+			return KSLAB_NO_PAGES;
 	}
 	return KSLAB_OK;
 }

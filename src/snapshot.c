@@ -106,8 +106,8 @@ struct place {
 
 static bool is_in_side(const struct kslab_page_map *map, uintptr_t address)
 {
-	return map->side[0] != 0 && address - map->side_base < (uintptr_t)KSLAB_SIDE_ENTRIES
-								       << KSLAB_CFG_LEAF_SHIFT;
+	return map->side[0] != 0 &&
+	       (address - map->side_base) >> KSLAB_CFG_LEAF_SHIFT < KSLAB_SIDE_ENTRIES;
 }
 
 /* The walk comes by a before it comes by b. */

@@ -68,7 +68,7 @@ struct kslab_zone {
 #define KSLAB_SIDE_ENTRIES 4
 struct kslab_page_map {
 	uintptr_t base; /* [I] first address of the window */
-	/* [I] entries of top that can be used: all, what the flat map has; 0: no window yet */
+	/* [I] entries of top that can be used: kslab_page_map_leaves; 0: no window yet */
 	size_t limit;
 	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
 	uintptr_t side_base; /* [I] of the side window, where a heap began on a static array */

@@ -85,7 +85,10 @@ struct kslab_config {
 	/* empty object pages a CPU keeps, and as much again in blocks; 0: 512 KiB; KSLAB_RETAIN_NONE */
 	size_t retain_bytes;
 	size_t max_pages; /* quota of base pages; 0: none */
-	/* base pages set aside for KSLAB_RESERVE requests, from alloc_pages, in kslab_init */
+	/*
+	 * base pages set aside for KSLAB_RESERVE requests that need a single one, from alloc_pages,
+	 * in kslab_init; inside the window, if that is given
+	 */
 	size_t emergency_pages;
 	/* in the first address range to manage; 0: found from the first page or region */
 	uintptr_t window_base;
@@ -156,6 +159,8 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
  * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
  * Return: KSLAB_OK, NOT_INITIALISED, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps,
  * overlaps memory the heap holds, outside the window, no region slot left). Nothing changed then.
+ * The first page or region places the window. While CPU 0 is the only one, what lies outside moves it,
+ * once, if all regions and pages so far lie within four leaves of the map (8 MiB by default).
  * Complexity: O(pages of the region), with interrupts off: a few instructions for each 64 of them,
  * and for each that lies where the map has leaves.
  */
@@ -166,7 +171,7 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
  * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
  * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Context:
  * early boot. No call of kslab may be under way that uses the page source; and if what this one gives
- * lies outside the window, its first page moves the window, once: allocate a page before other CPUs and
+ * lies outside the window, its first page moves the window (see kslab_add_region): allocate a page before other CPUs and
  * handlers use the heap. Return: KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (one of them is NULL), BUSY.
  * Complexity: O(1), 150.
  */
@@ -190,7 +195,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
  * kslab_cpu_online - make this CPU able to allocate from its own pages
  * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
  * Return: KSLAB_OK, for CPU 0 always; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it
- * runs on, online already); NOT_INITIALISED; NO_PAGES. Complexity: O(1), 5,000.
+ * runs on, online already); NOT_INITIALISED; what an allocation would say. Complexity: O(1), 5,000.
  */
 enum kslab_reason kslab_cpu_online(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
@@ -201,7 +206,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
  * ones go back when memory is asked for.
  * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
  * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
- * again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online).
+ * again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online);
+ * NOT_INITIALISED; the first call needs metadata: what an allocation would say, the CPU is online then.
  * Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
  * mail is on its way just then follow when somebody looks for pages, reclaims or quiesces.
  */
