@@ -169,11 +169,12 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 
 /*
  * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
- * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Context:
- * early boot. No call of kslab may be under way that uses the page source; and if what this one gives
- * lies outside the window, its first page moves the window (see kslab_add_region): allocate a page before other CPUs and
- * handlers use the heap. Return: KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (one of them is NULL), BUSY.
- * Complexity: O(1), 150.
+ * region)
+ * Pages of the earlier source are given to the new free_pages. Regions are used first.
+ * Context: early boot. No call of kslab may be under way that uses the page source; and if what this
+ * one gives lies outside the window, its first page moves the window (see kslab_add_region): allocate
+ * a page before other CPUs and handlers use the heap.
+ * Return: KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (one of them is NULL), BUSY. Complexity: O(1), 150.
  */
 enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
 					void (*free_pages)(void *, void *, size_t), void *ctx);
