@@ -338,8 +338,13 @@ static const struct late_scene {
 	size_t next_bytes; /* of the page that gets the descriptor meanwhile; 0: none does */
 	bool is_freed; /* the first free was before */
 } late_scenes[] = {
+	{ "second free, page gone", 2048, 1, 0, false },
+	{ "second free, page gone, last word", 16, 255, 0, false },
 	{ "second free, page gone, refused", 2048, 1, 0, true },
+	{ "second free, next page the same", 2048, 1, 2048, false },
 	{ "second free, next page the same, refused", 2048, 1, 2048, true },
+	{ "second free, next page with fewer slots", 48, 80, 56, false },
+	{ "second free, next page with fewer words", 16, 255, 24, false },
 };
 static const struct late_scene *late_scene;
 
