@@ -85,6 +85,8 @@
  * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner
  *     of one whose page has gone. The worst is a spurious mail to the next owner, which harvests
  *     nothing and arms again.
+ * I8  `remote` of a page that nobody owns is all ones, from the end of one page to the beginning of
+ *     the next: a second free whose fetch_or comes so late finds its bit set, and is refused.
  *
  * ---- Memory order -------------------------------------------------------------------------------
  *
@@ -95,8 +97,8 @@
  * looks in the order of that way (acquire), so a second free finds the bit somewhere. A push to the
  * mailbox releases, the drain acquires. tests/wmm runs this source under a weak-memory checker,
  * with every order weakened in turn. What can't be decided: a second free whose fetch_or lands
- * after the slot was harvested and issued again; that is a free of the new object (misuse row 3),
- * and debug level 2 catches it.
+ * after the slot was harvested and issued again, or in the next page of its descriptor; that is a
+ * free of the new object (misuse row 3), and debug level 2 catches it.
  *
  * ---- Worst case ---------------------------------------------------------------------------------
  *

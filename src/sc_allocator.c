@@ -279,6 +279,7 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 		     uintptr_t tags)
 {
 	page->sc = sc;
+	kslab_page_open(page);
 	/* Pairs with the look of the end of a cache, which goes on to the rest of the page. */
 	KSLAB_STORE_RELEASE(&page->owner, (uintptr_t)owner | tags);
 	sc->pages++;
@@ -439,8 +440,7 @@ bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page)
 
 	if (!kslab_page_disarm(page))
 		return false;
-	/* nothing but double frees can be there: note and drop them */
-	kslab_page_harvest(owner, page);
+	kslab_page_close(owner, page);
 	unlink_page(owner, page);
 	KSLAB_STORE_RELAXED(&sc->pages, sc->pages - 1); /* the end of a cache looks */
 	return true;

@@ -338,6 +338,82 @@ static void a_block_freed_twice_whose_descriptor_is_used_again(void **state)
 	play("second free of a block", op_free_stale, free_and_reuse, is_other_block_live, 3);
 }
 
+/* ---- a second free that comes too late ------------------------------------------------------- */
+
+static const struct late_scene {
+	const char *name;
+	size_t bytes, slot; /* which is freed twice */
+	size_t next_bytes; /* of the page that gets the descriptor meanwhile; 0: none does */
+	bool is_freed; /* the first free was before */
+} late_scenes[] = {
+	{ "second free, page gone", 2048, 1, 0, false },
+	{ "second free, page gone, last word", 16, 255, 0, false },
+	{ "second free, page gone, refused", 2048, 1, 0, true },
+	{ "second free, next page the same", 2048, 1, 2048, false },
+	{ "second free, next page the same, refused", 2048, 1, 2048, true },
+	{ "second free, next page with fewer slots", 48, 80, 56, false },
+	{ "second free, next page with fewer words", 16, 255, 24, false },
+};
+static const struct late_scene *late_scene;
+
+/* The owner frees the object, its page goes, another one is made of the descriptor. */
+static void free_and_release(size_t step)
+{
+	const struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)target);
+	const struct kslab_sc *sc = &heap.boot_zone.sc[kslab_class_of(late_scene->next_bytes)];
+
+	(void)step;
+	fake_cpu = 0;
+	if (!late_scene->is_freed)
+		kslab_heap_free(&heap, target);
+	if (kslab_heap_reclaim(&heap, SIZE_MAX) != 1)
+		is_wrong("the page did not go");
+	if (late_scene->next_bytes != 0 &&
+	    (!kslab_heap_reserve(&heap, late_scene->next_bytes, 1) || sc->empty.head != page))
+		is_wrong("the descriptor was not used again");
+	fake_cpu = 1;
+}
+
+static bool is_one_refused(void)
+{
+	for (unsigned round = 0; round < 2; round++) {
+		for (fake_cpu = 2; fake_cpu != 0; fake_cpu--)
+			(void)kslab_heap_quiesce(&heap);
+		if (!kslab_heap_quiesce(&heap))
+			is_wrong("what a second free has left is pending for ever");
+		/* The descriptor's next life, too. */
+		if (kslab_heap_malloc(&heap, late_scene->bytes) == NULL)
+			is_wrong("no memory");
+	}
+	if (recorder.count != 1)
+		is_wrong(recorder.count == 0 ? "a second free was not reported"
+					     : "a second free was reported twice");
+	else if (recorder.last.fault != KSLAB_FAULT_DOUBLE_FREE &&
+		 (late_scene->next_bytes == 0 || late_scene->next_bytes == late_scene->bytes))
+		is_wrong(recorder.last.what);
+	check();
+	return verdict();
+}
+
+static void a_second_free_whose_page_goes_back_meanwhile(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(late_scenes); i++) {
+		void *objects[256];
+
+		late_scene = &late_scenes[i];
+		begin(KEPT);
+		for (size_t k = 0; k <= late_scene->slot; k++)
+			assert_non_null(objects[k] = kslab_heap_malloc(&heap, late_scene->bytes));
+		for (size_t k = 0; k < late_scene->slot; k++)
+			kslab_heap_free(&heap, objects[k]);
+		target = objects[late_scene->slot];
+		if (late_scene->is_freed)
+			kslab_heap_free(&heap, target);
+		play(late_scene->name, op_free_stale, free_and_release, is_one_refused, 1);
+	}
+}
+
 /* ---- caches ---------------------------------------------------------------------------------- */
 
 static struct kslab_cache caches[3];
@@ -1177,6 +1253,7 @@ int main(void)
 		cmocka_unit_test(a_wrong_free_into_a_block_that_is_being_made),
 		cmocka_unit_test(a_block_freed_while_it_is_resized),
 		cmocka_unit_test(a_block_freed_twice_whose_descriptor_is_used_again),
+		cmocka_unit_test(a_second_free_whose_page_goes_back_meanwhile),
 		cmocka_unit_test(a_cache_that_ends_while_figures_are_read),
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),

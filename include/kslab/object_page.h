@@ -28,7 +28,8 @@ struct kslab_bits {
 	kslab_word avail;
 	/* [o] freed by the owner, or harvested; bits past the last slot are always set (I3) */
 	kslab_word freed;
-	kslab_word remote; /* [a] freed by others, not harvested yet */
+	/* [a] freed by others, not harvested yet; of a page that nobody owns: all ones (I8) */
+	kslab_word remote;
 };
 
 /* Where a page is kept; changed by the owner only. */

@@ -426,6 +426,23 @@ static void live_again(void)
 	drain(THEIRS);
 }
 
+/* The same without an object; with one. */
+static void lie_in_wait(void)
+{
+	if (!is_handed_over(0))
+		return;
+	world.is_released[0] = 0;
+	make_page(THEIRS, 0, 1);
+}
+
+static void issue_again(void)
+{
+	if (!is_handed_over(0))
+		return;
+	lie_in_wait();
+	take(THEIRS);
+}
+
 /* The late freer of the first life; and a free in the second. */
 static void free_0_twice_rightly(void)
 {
@@ -675,7 +692,9 @@ const struct wmm_scenario scenarios[] = {
 	{ "double free, local", "one CPU is the owner", double_2, { try_local_1_collect, try_1 }, check_world, 1, WORLD },
 	{ "double free, local 2", "", double_2, { drain_try_local_1, try_1 }, check_world, 1, WORLD },
 	{ "double free, local 3", "and two others", double_2, { try_local_1, try_1, try_1 }, check_world, 0, WORLD },
-	{ "row 31: release", "the page is released inside a double free", window_1, { try_release_double, try_0, try_0 }, check_world, 0, WORLD },
+	{ "double free, release", "the page is released inside a double free", double_1, { try_release_double, try_0, try_0 }, check_world, 0, WORLD },
+	{ "double free, next life", "its descriptor is used again", double_1, { collect_release, try_0, try_0, lie_in_wait }, check_world, 0, WORLD },
+	{ "row 31: next life", "its slot there is issued", window_1, { collect_release, try_0, try_0, issue_again }, check_world, 0, WORLD },
 	{ "free twice, drain", "one after the other: refused at the call", double_2, { drain_collect, free_1_again }, check_world, 1, WORLD },
 	{ "free twice, issue", "", double_2, { free_local_take_1, free_1_again }, check_world, 1, WORLD },
 	{ "free twice, retire", "", double_2, { free_local_take_collect, free_1_again }, check_world, 1, WORLD },
@@ -708,7 +727,9 @@ const struct weakened weakened[] = {
 };
 
 const struct not_needed not_needed[] = {
-	{ "kslab_page_harvest_word", "STORE_RELEASE", WMM_RELAXED,
+	{ "count_harvested", "STORE_RELEASE", WMM_RELAXED,
+	  "for quiesce: caught at the heap's level" },
+	{ "kslab_page_close", "EXCHANGE_ACQUIRE", WMM_RELAXED,
 	  "for quiesce: caught at the heap's level" },
 	{ "kslab_sc_insert", "STORE_RELEASE", WMM_RELAXED,
 	  "for the end of a cache: caught at the heap's level" },
