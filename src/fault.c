@@ -32,7 +32,7 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 		return;
 	}
 	report->fault = KSLAB_FAULT_FOREIGN_POINTER;
-	if (page == &kslab_page_released) {
+	if (page == &kslab_page_released || page == &kslab_page_under_way) {
 		report->fault = KSLAB_FAULT_DOUBLE_FREE;
 		report->what = "double free: its page has gone back already";
 		return;

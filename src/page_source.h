@@ -26,14 +26,19 @@ struct kslab_run {
 	uintptr_t address;
 	size_t pages;
 	bool zeroed; /* reads as zero */
+	/* By what it is known while it is under way: as part of a region, in the map, by its own record. */
+	enum { KSLAB_RUN_REGION, KSLAB_RUN_MAP, KSLAB_RUN_RECORD } known_by;
 };
 
 /*
- * A run of `pages`, its address a multiple of align_pages pages, its map leaves present.
- * Return: KSLAB_OK, or why not; nothing changed then.
+ * A run of `pages`, its address a multiple of align_pages pages, its map leaves present. It is under
+ * way, and can't come a second time, until its map entries lead to what was made of it, or it is
+ * forgotten. Return: KSLAB_OK, or why not; nothing changed then.
  */
 enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				     unsigned flags, struct kslab_run *run);
+/* Nothing was made of it: it goes back. */
+void kslab_source_forget(struct kslab_heap *heap, const struct kslab_run *run);
 
 /*
  * Give a run back whose map entries are nobody's again. In an NMI that needs the callback, or finds
@@ -89,7 +94,8 @@ void kslab_source_fini(struct kslab_heap *heap);
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
 /*
- * True if the heap holds any of the pages: in its map, its regions, its metadata, or set aside.
+ * True if the heap holds any of the pages: in its map, its regions, its metadata, set aside or under
+ * way.
  * Under its lock.
  */
 bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes);

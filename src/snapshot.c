@@ -92,8 +92,7 @@ static const struct kslab_page *next_page(const struct kslab_heap *heap, struct 
 		}
 		page = kslab_page_map_find(map, address);
 		at->offset += (uint64_t)1 << KSLAB_CFG_GRAIN_SHIFT;
-		if (page == &kslab_page_nobody || page == &kslab_page_released ||
-		    page == &kslab_page_metadata)
+		if (kslab_page_is_none(page))
 			continue;
 		/* Behind the whole of it; at the top of the address space its end is 0. */
 		if (end_of(heap, page) - base > (uintptr_t)at->offset)
