@@ -813,7 +813,11 @@ static bool purge_piece(struct kslab_heap *heap, struct kslab_region *region, si
 	return true;
 }
 
-bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address)
+/*
+ * Keep a page for KSLAB_RESERVE requests; its record is written into it. Under the lock, or in
+ * init. Return: false: it is one of them already.
+ */
+static bool set_aside(struct kslab_heap *heap, uintptr_t address)
 {
 	struct kslab_chunk *chunk = (struct kslab_chunk *)address;
 
@@ -825,13 +829,44 @@ bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address)
 	return kslab_chunk_tree_insert(&heap->emergency, chunk);
 }
 
+/* One page; what is wrong is dealt with as by accept. */
+static bool fetch_emergency(struct kslab_heap *heap)
+{
+	uintptr_t address = (uintptr_t)heap->alloc_pages(heap->source_ctx, 1);
+	const char *what = NULL;
+
+	if (address == 0)
+		return false;
+	if ((address & (heap->page_bytes - 1)) != 0)
+		what = "page source: misaligned page";
+	else if (kslab_source_is_elsewhere(heap, address, heap->page_bytes) ||
+		 !set_aside(heap, address))
+		what = in_use;
+	if (what == NULL) {
+		heap->pages_peak = ++heap->pages_in_use;
+		return true;
+	}
+	if (what != in_use)
+		heap->free_pages(heap->source_ctx, (void *)address, 1);
+	report_page(heap, address, heap->page_bytes, KSLAB_CALLER(), what);
+	return false;
+}
+
+bool kslab_source_fill_emergency(struct kslab_heap *heap)
+{
+	while (heap->emergency.count < heap->emergency_target)
+		if (!fetch_emergency(heap))
+			return false;
+	return true;
+}
+
 /* Into its region, or aside. Under the lock. Return: false: the callback has to take it. */
 static bool take_in(struct kslab_heap *heap, struct kslab_region *region, uintptr_t address,
 		    size_t pages)
 {
 	if (region == NULL)
 		return pages == 1 && heap->emergency.count < heap->emergency_target &&
-		       kslab_source_set_aside(heap, address);
+		       set_aside(heap, address);
 	heap->pages_in_use -= pages;
 	kslab_region_free(region, heap->page_shift, address, pages, true);
 	return true;

@@ -102,11 +102,8 @@ bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, siz
 /* The same of all other heaps. With no lock: theirs are taken, one after the other. */
 bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
-/*
- * Keep a page for KSLAB_RESERVE requests; its record is written into it. Under the lock, or in
- * init. Return: false: it is one of them already.
- */
-bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address);
+/* In init: the pages for KSLAB_RESERVE requests. Return: false: not all of them are to be had. */
+bool kslab_source_fill_emergency(struct kslab_heap *heap);
 
 /*
  * Does the window cover a range, or could it, by being placed or (early in the boot, once) moved?

@@ -10,8 +10,7 @@
 #include "testing.h"
 
 #include "fake_cpu.h"
-#include "heap.h"
-#include "page_map.h"
+#include "heap_image.h"
 
 FAKE_CPU_DEFINE;
 
@@ -308,6 +307,56 @@ static void a_page_that_was_set_aside_is_refused_while_it_is_under_way(void **st
 	}
 }
 
+static unsigned char *bad_page; /* NULL: what the call before gave */
+
+static void give_bad_page(struct fake_source *source, size_t pages)
+{
+	(void)pages;
+	if (source->alloc_calls != 3)
+		return;
+	source->force = true;
+	source->forced = bad_page != NULL ? bad_page : source->memory + PAGE;
+}
+
+/* The third page is bad: init fails, reports it, and has not written to it. */
+static void init_refuses(unsigned char *page, size_t returns)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE, .emergency_pages = 4 };
+
+	fake_source_init(&t.source, PAGE, TESTING_PAGES, true);
+	t.source.on_alloc = give_bad_page;
+	bad_page = page;
+	assert_int_equal(testing_init(&t, &config), KSLAB_NO_PAGES);
+	assert_int_equal(t.recorder.count, 1);
+	assert_int_equal(t.recorder.last.fault, KSLAB_FAULT_BAD_PAGE);
+	assert_ptr_equal(t.recorder.last.page, t.source.forced);
+	assert_int_equal(t.source.forced_returns, returns);
+	assert_int_equal(t.source.pages_out, page != NULL ? 0 : 1); /* it did come back: counted */
+	assert_int_equal(t.source.errors, 0);
+	fake_source_fini(&t.source);
+}
+
+static void init_judges_what_it_sets_aside(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE };
+	struct heap_image image;
+	unsigned char *live, *p;
+
+	(void)state;
+	testing_begin(&u, &config);
+	live = kslab_heap_malloc(&u.heap, 3000);
+	assert_non_null(live);
+	heap_image_take(&image, &u.heap);
+	init_refuses((unsigned char *)((uintptr_t)live & ~(PAGE - 1)), 0);
+	assert_true(heap_image_is_unchanged(&image));
+	p = fake_source_take(&u.source, 1);
+	init_refuses(p + 8, 1);
+	init_refuses(NULL, 1); /* once, for the two times that it was given */
+	fake_source_free(&u.source, p, 1);
+	kslab_heap_free(&u.heap, live);
+	testing_end(&u);
+}
+
 /* ---- other CPUs ------------------------------------------------------------------------------ */
 
 static void *of_other_cpu;
@@ -492,6 +541,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_given_twice_in_one_call_is_refused),
 		cmocka_unit_test(a_page_that_was_set_aside_is_refused_while_it_is_under_way),
+		cmocka_unit_test(init_judges_what_it_sets_aside),
 		cmocka_unit_test(a_page_that_is_under_way_on_another_cpu_is_refused),
 		cmocka_unit_test(two_cpus_that_are_given_the_same_use_it_once),
 	};
