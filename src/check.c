@@ -198,6 +198,7 @@ static void check_chunks(struct checking *checking)
 
 	check_tree(checking, &heap->meta.unmarked);
 	check_tree(checking, &heap->emergency);
+	check_tree(checking, &heap->under_way);
 	for (; chunk != NULL && pages <= heap->meta.pages; chunk = chunk->next) {
 		const struct kslab_chunk *found =
 			kslab_chunk_tree_floor(&heap->meta.unmarked, chunk->address);

@@ -154,8 +154,7 @@ const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_
 {
 	const struct kslab_owner *owner = kslab_page_owner(page);
 
-	if (page == &kslab_page_nobody || page == &kslab_page_released ||
-	    page == &kslab_page_metadata || page->state == KSLAB_PAGE_LARGE)
+	if (kslab_page_is_none(page) || page->state == KSLAB_PAGE_LARGE)
 		return NULL;
 	if (page->state == KSLAB_PAGE_IDLE && owner == NULL) /* being made */
 		return kslab_page_map_find(&heap->map, page->data) == page
@@ -254,8 +253,7 @@ static void each_page(struct kslab_heap *heap, uintptr_t base, size_t leaves,
 		     n++, address += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT) {
 			struct kslab_page *page = kslab_page_map_find(&heap->map, address);
 
-			if (page != last && page != &kslab_page_nobody &&
-			    page != &kslab_page_released && page != &kslab_page_metadata)
+			if (page != last && !kslab_page_is_none(page))
 				fn(ctx, page, address);
 			last = page;
 		}

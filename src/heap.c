@@ -130,7 +130,10 @@
  *
  * What the map does not know. Metadata where there is no leaf, and pages that are set aside, are kept
  * in trees by address (chunk_tree.h): whether a page that comes from the source is one of them is
- * asked in one way down, of at most as many steps as a page number has bits. When a leaf is made, four
+ * asked in one way down, of at most as many steps as a page number has bits. So is a run that is
+ * under way, from the moment it is judged until the map can know it, so that a source that gives a
+ * page twice is found out before anything is made of it; where there are leaves, and the run is
+ * short, it is entered in the map at once (kslab_page_under_way). When a leaf is made, four
  * chunks are looked at, in a circle, whether the map can know them now: more than the leaf takes for
  * itself.
  *

@@ -165,28 +165,6 @@ static void unlink_heap(struct kslab_heap *heap)
 	kslab_heap_unlock(&kslab_default_heap, &state);
 }
 
-static enum kslab_reason fill_emergency(struct kslab_heap *heap)
-{
-	while (heap->emergency.count < heap->emergency_target) {
-		uintptr_t page;
-
-		page = heap->alloc_pages != NULL ? (uintptr_t)heap->alloc_pages(heap->source_ctx, 1)
-						 : 0;
-		if (page == 0)
-			return KSLAB_NO_PAGES;
-		if ((page & (heap->page_bytes - 1)) != 0 || page + heap->page_bytes == 0 ||
-		    !kslab_source_can_cover(heap, page, heap->page_bytes)) {
-			heap->free_pages(heap->source_ctx, (void *)page, 1);
-			return KSLAB_NO_PAGES;
-		}
-		if (kslab_source_is_elsewhere(heap, page, heap->page_bytes) ||
-		    !kslab_source_set_aside(heap, page))
-			return KSLAB_NO_PAGES; /* twice the same, or of another heap: it goes back once */
-		heap->pages_peak = ++heap->pages_in_use;
-	}
-	return KSLAB_OK;
-}
-
 /* What the configuration says beside the geometry, which is set; 0 means the default. */
 static void take_config(struct kslab_heap *heap, const struct kslab_config *config)
 {
@@ -267,7 +245,7 @@ enum kslab_reason(kslab_heap_init)(struct kslab_heap *heap, const struct kslab_c
 	heap->zone[0] = &heap->boot_zone;
 	kslab_heap_set_quick_zone(heap, &heap->boot_zone);
 	heap->cpus_online = 1;
-	if (fill_emergency(heap) != KSLAB_OK) {
+	if (!kslab_source_fill_emergency(heap)) {
 		heap->emergency_target = 0;
 		kslab_source_fini(heap);
 		heap->route_limit = 0;

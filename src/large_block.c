@@ -272,7 +272,7 @@ static struct kslab_page *make_block(struct kslab_heap *heap, const struct kslab
 	struct kslab_lock_state state;
 
 	if (page == NULL) {
-		kslab_source_free(heap, run->address, run->pages);
+		kslab_source_forget(heap, run);
 		return NULL;
 	}
 	describe(page, data, pages, kslab_source_is_divisible(heap, data));

@@ -124,8 +124,7 @@ static uint32_t count_live(const struct walk *walk, const struct kslab_page *pag
 /* A page of the cache that begins at the address. Under the lock. */
 static bool is_own_page(const struct walk *walk, const struct kslab_page *page, uintptr_t address)
 {
-	if (page == &kslab_page_nobody || page == &kslab_page_released ||
-	    page == &kslab_page_metadata)
+	if (kslab_page_is_none(page))
 		return false;
 	/* Pairs with the release of kslab_sc_insert: address, slots and class are there. */
 	if (!(KSLAB_LOAD_ACQUIRE(&page->owner) & KSLAB_TAG_CACHE) || page->data != address)

@@ -10,6 +10,7 @@
 struct kslab_page kslab_page_nobody = { .owner = KSLAB_TAG_FULL };
 struct kslab_page kslab_page_released = { .owner = KSLAB_TAG_FULL };
 struct kslab_page kslab_page_metadata = { .owner = KSLAB_TAG_FULL };
+struct kslab_page kslab_page_under_way = { .owner = KSLAB_TAG_FULL };
 
 /* What top entries without a leaf point at, biased for each. */
 static struct kslab_page *nobody_leaf[KSLAB_LEAF_ENTRIES];

@@ -135,8 +135,7 @@ static bool find(struct kslab_heap *heap, uintptr_t address, struct found *found
 	bool is_found;
 
 	*end = address;
-	if (page == &kslab_page_nobody || page == &kslab_page_released ||
-	    page == &kslab_page_metadata)
+	if (kslab_page_is_none(page))
 		return false;
 	begin_look(heap, &look);
 	is_found = kslab_page_map_look(&heap->map, address) == page && start_of(page) == address;

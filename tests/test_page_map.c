@@ -261,18 +261,18 @@ static void test_leaves_cost_at_most_three_thousandths(void **state)
 	assert_true(KSLAB_WINDOW_BYTES >= (uint64_t)4 << 30);
 }
 
-static void test_the_three_nobodies_belong_to_no_owner(void **state)
+static void test_the_four_nobodies_belong_to_no_owner(void **state)
 {
+	const struct kslab_page *none[] = { &kslab_page_nobody, &kslab_page_released,
+					    &kslab_page_metadata, &kslab_page_under_way };
+
 	(void)state;
-	assert_int_equal(kslab_page_nobody.owner & ~KSLAB_TAG_MASK, 0);
-	assert_int_equal(kslab_page_released.owner & ~KSLAB_TAG_MASK, 0);
-	assert_int_equal(kslab_page_metadata.owner & ~KSLAB_TAG_MASK, 0);
-	assert_true(kslab_page_nobody.owner != 0); /* 0 is the key of a busy zone */
-	assert_true(kslab_page_released.owner != 0);
-	assert_true(kslab_page_metadata.owner != 0);
-	assert_int_equal(kslab_page_nobody.slots, 0);
-	assert_int_equal(kslab_page_released.slots, 0);
-	assert_int_equal(kslab_page_metadata.slots, 0);
+	for (size_t i = 0; i < TESTING_COUNT(none); i++) {
+		assert_int_equal(none[i]->owner & ~KSLAB_TAG_MASK, 0);
+		assert_true(none[i]->owner != 0); /* 0 is the key of a busy zone */
+		assert_int_equal(none[i]->slots, 0);
+		assert_true(kslab_page_is_none(none[i]));
+	}
 }
 
 int main(void)
@@ -287,7 +287,7 @@ int main(void)
 		cmocka_unit_test(test_a_window_can_step_aside_once_and_keeps_its_entries),
 		cmocka_unit_test(test_an_overlapping_side_window_shares_its_leaves),
 		cmocka_unit_test(test_leaves_cost_at_most_three_thousandths),
-		cmocka_unit_test(test_the_three_nobodies_belong_to_no_owner),
+		cmocka_unit_test(test_the_four_nobodies_belong_to_no_owner),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -240,12 +240,17 @@ static void test_an_emergency_page_outside_the_window_is_not_accepted(void **sta
 	struct kslab_config config = { .window_base = (uintptr_t)memory,
 				       .alloc_pages = answer,
 				       .free_pages = take_back,
+				       .report = recorder_report,
+				       .report_ctx = &recorder,
 				       .emergency_pages = 2 };
 
 	(void)state;
 	given = 0;
 	answers = list;
+	recorder.count = 0;
 	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_NO_PAGES);
+	assert_int_equal(recorder.count, 1);
+	assert_int_equal(recorder.last.fault, KSLAB_FAULT_BAD_PAGE);
 	assert_int_equal(given, 0);
 	assert_null(kslab_heap_malloc(&heap, 8));
 }
@@ -256,6 +261,8 @@ static void test_an_emergency_page_of_another_heap_is_not_accepted(void **state)
 	static struct kslab_heap second;
 	struct kslab_config config = { .alloc_pages = answer,
 				       .free_pages = take_back,
+				       .report = recorder_report,
+				       .report_ctx = &recorder,
 				       .emergency_pages = 1 };
 	uintptr_t list[2] = { 0, 0 };
 	unsigned char *object;
@@ -268,7 +275,11 @@ static void test_an_emergency_page_of_another_heap_is_not_accepted(void **state)
 	memset(object, 0x33, PAGE);
 	list[0] = (uintptr_t)object;
 	answers = list;
+	recorder.count = 0;
 	assert_int_equal(kslab_heap_init(&second, &config), KSLAB_NO_PAGES);
+	assert_int_equal(recorder.count, 1);
+	assert_int_equal(recorder.last.fault, KSLAB_FAULT_BAD_PAGE);
+	recorder.count = 0;
 	assert_int_equal(given, 1); /* whoever has it will give it back */
 	for (size_t i = 0; i < PAGE; i++)
 		assert_int_equal(object[i], 0x33);

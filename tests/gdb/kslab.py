@@ -206,8 +206,9 @@ class Heap:
         self.map_value = value["map"]
         self.base = int(self.map_value["base"])
         self.limit = int(self.map_value["limit"])
-        self.nobody, self.released, self.metadata = (
-            int(gdb.parse_and_eval("&kslab_page_" + name)) for name in ("nobody", "released", "metadata")
+        self.nobody, self.released, self.metadata, self.under_way = (
+            int(gdb.parse_and_eval("&kslab_page_" + name))
+            for name in ("nobody", "released", "metadata", "under_way")
         )
         none = gdb.lookup_global_symbol("kslab_zone_none")
         self.zone_none = int(none.value().address) if none else 0
@@ -281,7 +282,7 @@ class Heap:
     def pages(self):
         """Every object page and large block, in the order of kslab_mark."""
         entries = 1 << (self.leaf - self.grain)
-        skip = {self.nobody, self.released, self.metadata}
+        skip = {self.nobody, self.released, self.metadata, self.under_way}
         for base, tops in self.windows():
             unused = None
             for i, biased in enumerate(tops):
@@ -553,7 +554,8 @@ def cmd_ptr(argument):
     address = int(gdb.parse_and_eval(argument).cast(gdb.lookup_type("void").pointer())) & heap.memory.mask
     found = heap.find(address)
     texts = {heap.nobody: "not memory of this heap", heap.metadata: "metadata of this heap",
-             heap.released: "in a page that has gone back to the page source"}
+             heap.released: "in a page that has gone back to the page source",
+             heap.under_way: "in a page of which nothing was made yet"}
     if found in texts:
         write("0x%x: %s" % (address, texts[found]))
         return
