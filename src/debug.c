@@ -440,12 +440,18 @@ void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct ksl
 	return object;
 }
 
-void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
+bool kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
 			size_t old, size_t n)
 {
 	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, NULL);
 	size_t kept = n < old ? n : old;
 
+	if (slot.trailer != NULL) {
+		uintptr_t live = sum(slot.trailer, LIVE);
+
+		if (!KSLAB_CAS_ACQ_REL(&slot.trailer->state, &live, busy(slot.trailer)))
+			return false;
+	}
 	KSLAB_PORT_UNPOISON(slot.start + kept, slot.bytes - kept);
 	if (n > old)
 		fill(slot.start + old, n - old, fresh(heap, 0));
@@ -456,6 +462,7 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
 	}
 	KSLAB_PORT_UNPOISON(slot.start + kept, n - kept);
 	KSLAB_PORT_POISON(slot.start + n, slot.bytes - n);
+	return true;
 }
 
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
@@ -761,21 +768,23 @@ bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page 
 	return false;
 }
 
+void kslab_debug_large_open(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	size_t n = page->bits[0].remote;
+
+	KSLAB_PORT_UNPOISON((unsigned char *)page->data + n, kslab_large_bytes(heap, page) - n);
+}
+
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
 			      size_t n)
 {
 	unsigned char *data = (unsigned char *)page->data;
-	size_t kept = n < old ? n : old,
-	       end = (old + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
 
-	if (end < kslab_large_bytes(heap, page))
-		end = kslab_large_bytes(heap, page);
-	KSLAB_PORT_UNPOISON(data + kept, end - kept);
 	if (n > old)
-		fill((unsigned char *)page->data + old, n - old, fresh(heap, 0));
-	page->bits[0].remote = n;
+		fill(data + old, n - old, fresh(heap, 0));
 	arm_large(heap, page, n);
-	KSLAB_PORT_UNPOISON(data + kept, n - kept);
+	if (n > old)
+		KSLAB_PORT_UNPOISON(data + old, n - old);
 	KSLAB_PORT_POISON(data + n, kslab_large_bytes(heap, page) - n);
 }
 

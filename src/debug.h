@@ -89,8 +89,11 @@ size_t kslab_debug_quick_limit(const struct kslab_heap *heap, size_t route_limit
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
 void *kslab_debug_malloc_1(size_t n, struct kslab_heap *heap, const void *caller);
 void *kslab_debug_malloc_2(size_t n, struct kslab_heap *heap, const void *caller);
-/* n of a live slot changes in place; it was measured. */
-void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
+/*
+ * n of a live slot changes in place; it was measured. Level 2: a free that comes meanwhile is refused.
+ * Return: false: one came before.
+ */
+bool kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
 			size_t old, size_t n);
 /*
  * A free of a slot that lies right, through the right door; from here on everything is done or
@@ -131,6 +134,8 @@ bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page 
  * The first byte that is wrong in its redzone, or in a spare block, as an offset; SIZE_MAX: none.
  */
 size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct kslab_page *page);
+/* n of a block changes in place: before, and after. It is claimed. */
+void kslab_debug_large_open(const struct kslab_heap *heap, const struct kslab_page *page);
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
 			      size_t n);
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);

@@ -712,6 +712,82 @@ static void a_block_that_is_resized_while_bad_pages_are_fenced_off(void **state)
 	memset(live, 0, sizeof(live));
 }
 
+/* Whoever frees what the resize gave, too, is told so; nothing is free twice. */
+static bool is_freed_once(void)
+{
+	static void *all[40];
+
+	if (recorder.count == 0)
+		kslab_heap_free(&heap, got);
+	if (recorder.count == 0)
+		is_wrong("freed twice, and nobody was told");
+	if (recorder.count == 1 && recorder.last.fault != KSLAB_FAULT_DOUBLE_FREE)
+		is_wrong(recorder.last.what);
+	(void)kslab_heap_reclaim(&heap, 0); /* the quarantine is empty */
+	for (size_t i = 0; i < TESTING_COUNT(all); i++) {
+		assert_non_null(all[i] = kslab_heap_malloc(&heap, resize_to));
+		for (size_t k = 0; k < i; k++)
+			if (all[k] == all[i])
+				is_wrong("a slot was given out twice");
+	}
+	check();
+	return verdict();
+}
+
+static void an_object_freed_while_it_is_resized_in_place(void **state)
+{
+	(void)state;
+	begin_at(2, KSLAB_RETAIN_NONE);
+	for (resize_to = 195; resize_to <= 205; resize_to += 10) {
+		target = kslab_heap_malloc(&heap, 200);
+		play("in place at level 2", op_resize, free_elsewhere, is_freed_once, 1);
+	}
+}
+
+#define PIECE ((size_t)1900)
+static unsigned char *pieces[200];
+
+/* The block goes, and what lay there is others' in small pieces, but for where it began. */
+static void free_and_take(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	kslab_heap_free(&heap, target);
+	for (size_t i = 0; i < TESTING_COUNT(pieces); i++) {
+		assert_non_null(pieces[i] = kslab_heap_malloc(&heap, PIECE));
+		memset(pieces[i], 0x22, PIECE);
+	}
+	for (size_t i = 0; i < TESTING_COUNT(pieces); i++)
+		if (pieces[i] == target) {
+			kslab_heap_free(&heap, pieces[i]);
+			pieces[i] = NULL;
+		}
+	fake_cpu = 0;
+}
+
+static bool are_untouched(void)
+{
+	for (size_t i = 0; i < TESTING_COUNT(pieces); i++)
+		for (size_t k = 0; k < PIECE && pieces[i] != NULL; k++)
+			if (pieces[i][k] != 0x22)
+				is_wrong("an object of another CPU was written to");
+	check();
+	return verdict();
+}
+
+static void a_block_that_is_resized_at_a_debug_level_is_nobody_elses(void **state)
+{
+	static const size_t sizes[] = { 20 * PAGE - 300, 20 * PAGE - 20, 18 * PAGE, 22 * PAGE };
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
+		begin_at(1, KSLAB_RETAIN_NONE);
+		target = kslab_heap_malloc(&heap, 20 * PAGE - 100);
+		resize_to = sizes[i];
+		play("resized at level 1", op_resize, free_and_take, are_untouched, 3);
+	}
+}
+
 /* ---- observers ------------------------------------------------------------------------------- */
 
 #define KEPT_OBJECTS 24u
@@ -1260,6 +1336,8 @@ int main(void)
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
 		cmocka_unit_test(a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine),
 		cmocka_unit_test(a_block_that_is_resized_while_bad_pages_are_fenced_off),
+		cmocka_unit_test(an_object_freed_while_it_is_resized_in_place),
+		cmocka_unit_test(a_block_that_is_resized_at_a_debug_level_is_nobody_elses),
 		cmocka_unit_test(pages_that_go_while_somebody_looks),
 		cmocka_unit_test(the_map_is_printed_while_the_lock_is_taken),
 		cmocka_unit_test(a_free_in_a_page_that_changes_hands),
