@@ -121,8 +121,8 @@ extern struct kslab_heap kslab_default_heap;
 /*
  * kslab_init - make the heap usable on CPU 0
  * Context: once, before any other call; CPU 0; not from an interrupt.
- * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, or the caller was compiled with another
- * configuration than the library; nothing changed), NO_PAGES.
+ * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, a heap that is live already, or the caller was
+ * compiled with another configuration than the library; nothing changed), NO_PAGES.
  * Complexity: O(1), 80,000; O(emergency_pages) with them.
  */
 enum kslab_reason kslab_init(const struct kslab_config *config);
