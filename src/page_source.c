@@ -234,7 +234,7 @@ static enum kslab_reason accept(struct kslab_heap *heap, uintptr_t address, size
 			what = "page source: page is in use already";
 			give_back = false;
 		} else if (!kslab_source_can_cover(heap, address, bytes)) {
-			what = "page source: page outside the window";
+			what = "page source: page outside the window (KSLAB_CFG_TOP_ENTRIES)";
 		} else {
 			kslab_source_cover(heap, address, bytes);
 			count_pages(heap, pages);
