@@ -118,12 +118,13 @@ $(eval $(call flags-file,$(OUT),$(lib_compile),need-lib))
 $(eval $(call object-rules,$(OUT),src,$(lib_compile)))
 $(eval $(call archive-rule,$(LIB),$(lib_objects)))
 
-install: lib ## archive, headers and kslab.pc to DESTDIR/PREFIX
+install: lib ## archive, headers and kslab.pc, with the knobs of CFLAGS, to DESTDIR/PREFIX
 	install -d $(DESTDIR)$(PREFIX)/include/kslab $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	install -m 644 $(HEADERS) $(DESTDIR)$(PREFIX)/include/kslab
 	install -m 644 $(LIB) $(DESTDIR)$(PREFIX)/lib
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: kslab' 'Description: kernel slab allocator' \
-		'Version: $(VERSION)' 'Cflags: -I$${prefix}/include' \
+		'Version: $(VERSION)' \
+		$(call quote,Cflags: -I$${prefix}/include $(filter -DKSLAB_%,$(CFLAGS))) \
 		'Libs: -L$${prefix}/lib -lkslab' \
 		> $(DESTDIR)$(PREFIX)/lib/pkgconfig/kslab.pc
 

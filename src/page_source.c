@@ -383,7 +383,7 @@ static enum kslab_reason admit(struct kslab_heap *heap, struct kslab_run *run, c
 	    is_mapped(heap, run->address + (bytes - rest), rest)) {
 		*what = in_use;
 	} else if (!cover(heap, run->address, bytes)) {
-		*what = "page source: page outside the window";
+		*what = "page source: page outside the window (KSLAB_CFG_TOP_ENTRIES)";
 	} else {
 		count_pages(heap, run->pages);
 		enter(heap, run);
@@ -890,7 +890,7 @@ static bool fetch_emergency(struct kslab_heap *heap)
 	else if (address + heap->page_bytes == 0)
 		what = "page source: page wraps the address space";
 	else if (!kslab_source_can_cover(heap, address, heap->page_bytes))
-		what = "page source: page outside the window";
+		what = "page source: page outside the window (KSLAB_CFG_TOP_ENTRIES)";
 	else if (kslab_source_is_elsewhere(heap, address, heap->page_bytes) ||
 		 !set_aside(heap, address))
 		what = in_use;

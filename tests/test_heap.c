@@ -1099,6 +1099,23 @@ static void test_impossible_configurations_are_refused_before_the_source_is_aske
 	fake_source_fini(&t.source);
 }
 
+static void test_a_live_heap_is_not_initialised_again(void **state)
+{
+	const struct kslab_config config = { 0 };
+	void *p;
+
+	(void)state;
+	testing_begin(&t, &config);
+	p = kslab_heap_malloc(&t.heap, 24);
+	assert_int_equal(kslab_heap_init(&t.heap, &config), KSLAB_BAD_ARGUMENT);
+	testing_step(&t);
+	kslab_heap_free(&t.heap, p);
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
+	assert_int_equal(kslab_heap_init(&t.heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
+	fake_source_fini(&t.source);
+}
+
 static void test_init_fails_cleanly_where_emergency_pages_are_not_to_be_had(void **state)
 {
 	const struct kslab_config config = { .emergency_pages = 8 };
@@ -1542,6 +1559,7 @@ int main(void)
 		cmocka_unit_test(test_emergency_pages_need_a_source_at_once),
 		cmocka_unit_test(
 			test_impossible_configurations_are_refused_before_the_source_is_asked),
+		cmocka_unit_test(test_a_live_heap_is_not_initialised_again),
 		cmocka_unit_test(test_init_fails_cleanly_where_emergency_pages_are_not_to_be_had),
 		cmocka_unit_test(test_a_heap_that_was_never_initialised_answers_with_a_reason),
 		cmocka_unit_test(test_the_walk_sees_every_live_object_once),

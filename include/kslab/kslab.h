@@ -60,11 +60,13 @@ extern "C" {
 /* All zero is a valid configuration but for the page source: give callbacks, or add a region. */
 struct kslab_config {
 	/*
-	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL; it may refuse
+	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL: their virtual
+	 * address, where they can be read and written; they may hold anything. It may refuse
 	 * every pages > 1: single pages are enough for all sizes up to one page. A run longer than
 	 * one page should be aligned to its size (power of two); if it is not, it is used where
-	 * that does no harm. free_pages gets exactly the runs that alloc_pages returned. Either may
-	 * call kslab itself.
+	 * that does no harm. free_pages gets exactly the runs that alloc_pages returned. Both are
+	 * called from wherever kslab is: by a handler that allocates or frees, too, but not in an
+	 * NMI, nor alloc_pages with KSLAB_NOWAIT. Either may call kslab itself.
 	 */
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
@@ -125,8 +127,8 @@ extern struct kslab_heap kslab_default_heap;
 /*
  * kslab_init - make the heap usable on CPU 0
  * Context: once, before any other call; CPU 0; not from an interrupt.
- * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, or the caller was compiled with another
- * configuration than the library; nothing changed), NO_PAGES.
+ * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, a heap that is live already, or the caller was
+ * compiled with another configuration than the library; nothing changed), NO_PAGES.
  * Complexity: O(1), 80,000; O(emergency_pages) with them.
  */
 enum kslab_reason kslab_init(const struct kslab_config *config);
