@@ -951,7 +951,7 @@ static void measure_and_free(size_t step)
 	fake_cpu = cpu;
 }
 
-static bool is_freed_once(void)
+static bool is_freed_by_one(void)
 {
 	check();
 	if (recorder.count != 0)
@@ -982,7 +982,7 @@ static void a_free_in_a_page_that_changes_hands(void **state)
 		play_when(NULL,
 			  i == 0 ? "adopt, an object is freed" : "offline, an object is freed",
 			  i == 0 ? op_malloc_object : op_go_offline, measure_and_free,
-			  is_freed_once, 1);
+			  is_freed_by_one, 1);
 	}
 }
 
@@ -1184,17 +1184,17 @@ static void a_zone_is_found_however_often_its_cpu_comes_and_goes(void **state)
 
 static struct fake_source source; /* of the heap that ends: what has come back nobody may touch */
 static struct kslab_heap *ending, fresh;
-static size_t pieces; /* of memory, that heap has taken */
+static size_t pieces_taken; /* of memory, that heap has taken */
 static ucontext_t walks, ends; /* CPU 0 walks the list of heaps, CPU 1 ends one of them */
 static unsigned masked[2];
 static bool is_over;
 
 static void *take_piece(void *ctx, size_t pages)
 {
-	unsigned char *piece = memory + pieces * PAGE;
+	unsigned char *piece = memory + pieces_taken * PAGE;
 
 	(void)ctx;
-	pieces += pages;
+	pieces_taken += pages;
 	return piece;
 }
 
@@ -1304,7 +1304,7 @@ static void a_heap_ends_when_nobody_walks_the_list_of_heaps(void **state)
 					    .stride = scenes[i].stride };
 		bool good;
 
-		pieces = 0;
+		pieces_taken = 0;
 		begin_empty(&config);
 		assert_non_null(kslab_heap_malloc(&heap, 64));
 		fake_source_init(&source, PAGE, 64, true);

