@@ -118,12 +118,13 @@ $(eval $(call flags-file,$(OUT),$(lib_compile),need-lib))
 $(eval $(call object-rules,$(OUT),src,$(lib_compile)))
 $(eval $(call archive-rule,$(LIB),$(lib_objects)))
 
-install: lib ## archive, headers and kslab.pc to DESTDIR/PREFIX
+install: lib ## archive, headers and kslab.pc, with the knobs of CFLAGS, to DESTDIR/PREFIX
 	install -d $(DESTDIR)$(PREFIX)/include/kslab $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	install -m 644 $(HEADERS) $(DESTDIR)$(PREFIX)/include/kslab
 	install -m 644 $(LIB) $(DESTDIR)$(PREFIX)/lib
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: kslab' 'Description: kernel slab allocator' \
-		'Version: $(VERSION)' 'Cflags: -I$${prefix}/include' \
+		'Version: $(VERSION)' \
+		$(call quote,Cflags: -I$${prefix}/include $(filter -DKSLAB_%,$(CFLAGS))) \
 		'Libs: -L$${prefix}/lib -lkslab' \
 		> $(DESTDIR)$(PREFIX)/lib/pkgconfig/kslab.pc
 
@@ -133,7 +134,7 @@ install: lib ## archive, headers and kslab.pc to DESTDIR/PREFIX
 FREESTANDING ?= x86_64-gcc i386-gcc aarch64-gcc riscv64-gcc riscv32-gcc \
 	x86_64-clang i386-clang aarch64-clang riscv64-clang riscv32-clang arm-clang
 freestanding_full := -DKSLAB_CFG_CPUS=4 -DKSLAB_CFG_DEBUG=2
-freestanding_checks := $(FREESTANDING:%=check-%) $(FREESTANDING:%=check-full-%) check-headers
+freestanding_checks := $(FREESTANDING:%=check-%) $(FREESTANDING:%=check-full-%) check-headers check-knobs
 
 freestanding: need-freestanding ## all targets, gcc and clang: build, check symbols and headers
 	@rm -rf $(BUILD)/checks && mkdir -p $(BUILD)/checks
@@ -176,6 +177,18 @@ check-headers:
 	g++ -x c++ -std=c++11 $(header_flags) $$full $$file && \
 	clang++ -x c++ -std=c++17 -ffreestanding $(header_flags) $$full $$file || \
 	exit 1; done || exit 1; done
+	@touch $(BUILD)/checks/$@
+
+# What config.h says about each knob that is out of range, or an expression that operators beside it
+# would tear apart.
+bad_knobs := CPUS=0 CPUS=65536 CPUS=4+4 LEVELS=0 LEVELS=9 LEVELS=1+1 DEBUG=-1 DEBUG=3 \
+	GRAIN_SHIFT=8 GRAIN_SHIFT=21 GRAIN_SHIFT=9+3 LEAF_SHIFT=12 LEAF_SHIFT=31 LEAF_SHIFT=12+9 \
+	TOP_ENTRIES=0 TOP_ENTRIES=3 FLAT_MAP=-1 FLAT_MAP=2 REGIONS=0 REGIONS=65
+check-knobs:
+	@for knob in $(bad_knobs); do for cc in gcc clang; do \
+	echo '#include <kslab/config.h>' | $$cc -x c -std=c99 -ffreestanding -fsyntax-only -Iinclude \
+		-DKSLAB_CFG_$$knob - 2>&1 | grep -q "error.*KSLAB_CFG_$${knob%%=*}: " || \
+		{ echo "$$cc: KSLAB_CFG_$$knob is not refused"; exit 1; }; done || exit 1; done
 	@touch $(BUILD)/checks/$@
 
 # ---- the host: threads play CPUs, programs run on it --------------------------------------------

@@ -73,7 +73,7 @@ static void check_map(struct checking *checking, const struct kslab_page *page, 
 static void check_page(void *ctx, const struct kslab_page *page)
 {
 	struct checking *checking = ctx;
-	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(checking->heap, page);
+	uint32_t live = kslab_debug_live(checking->heap, page);
 	size_t bytes = (size_t)page->pages << checking->heap->page_shift;
 
 	if ((size_t)page->slots * page->sc->size > bytes ||
@@ -198,6 +198,7 @@ static void check_chunks(struct checking *checking)
 
 	check_tree(checking, &heap->meta.unmarked);
 	check_tree(checking, &heap->emergency);
+	check_tree(checking, &heap->under_way);
 	for (; chunk != NULL && pages <= heap->meta.pages; chunk = chunk->next) {
 		const struct kslab_chunk *found =
 			kslab_chunk_tree_floor(&heap->meta.unmarked, chunk->address);

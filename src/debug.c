@@ -296,6 +296,19 @@ static void start_quarantine(struct kslab_heap *heap, unsigned flags)
 		KSLAB_CAS_RELEASE(&quarantine->ring, &none, ring);
 }
 
+/* Behind the object; a body that is poisoned is so already. */
+static void make_free(const struct slot *slot)
+{
+	if (!slot->poisons)
+		fill(slot->start + slot->cache->size, slot->room - slot->cache->size, REDZONE);
+	if (slot->trailer != NULL) {
+		memset(slot->trailer, 0, sizeof(*slot->trailer));
+		seal(slot->trailer, FREED);
+	}
+	set_code(slot, CODE_FREE);
+	close_slot(slot);
+}
+
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
 			 const struct kslab_cache *cache, unsigned flags)
 {
@@ -307,15 +320,18 @@ void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_
 		memset(slot.start, poison(heap), bytes * page->slots);
 	for (uint32_t i = 0; i < page->slots; i++) {
 		slot = slot_at(heap, page->data + (uintptr_t)i * bytes, bytes, cache);
-		if (!slot.poisons)
-			fill(slot.start + cache->size, slot.room - cache->size, REDZONE);
-		if (slot.trailer != NULL) {
-			memset(slot.trailer, 0, sizeof(*slot.trailer));
-			seal(slot.trailer, FREED);
-		}
-		set_code(&slot, CODE_FREE);
-		close_slot(&slot);
+		make_free(&slot);
 	}
+}
+
+void kslab_debug_drop(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index)
+{
+	const struct slot slot = slot_of(heap, page, index);
+
+	open_slot(&slot);
+	if (slot.poisons)
+		fill(slot.start, slot.room, poison(heap));
+	make_free(&slot);
 }
 
 /* Verify a slot that is to be issued; its first n bytes become what a new object holds. */
@@ -424,12 +440,18 @@ void *kslab_debug_finish(struct kslab_heap *heap, void *object, const struct ksl
 	return object;
 }
 
-void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
+bool kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
 			size_t old, size_t n)
 {
 	const struct slot slot = slot_at(heap, (uintptr_t)object, page->sc->size, NULL);
 	size_t kept = n < old ? n : old;
 
+	if (slot.trailer != NULL) {
+		uintptr_t live = sum(slot.trailer, LIVE);
+
+		if (!KSLAB_CAS_ACQ_REL(&slot.trailer->state, &live, busy(slot.trailer)))
+			return false;
+	}
 	KSLAB_PORT_UNPOISON(slot.start + kept, slot.bytes - kept);
 	if (n > old)
 		fill(slot.start + old, n - old, fresh(heap, 0));
@@ -440,6 +462,7 @@ void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, 
 	}
 	KSLAB_PORT_UNPOISON(slot.start + kept, n - kept);
 	KSLAB_PORT_POISON(slot.start + n, slot.bytes - n);
+	return true;
 }
 
 bool kslab_debug_retire(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index,
@@ -634,13 +657,29 @@ kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_pa
 	return held;
 }
 
-uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page)
+static kslab_word live_word(struct kslab_heap *heap, const struct kslab_page *page, unsigned i)
 {
-	uint32_t held = 0;
+	kslab_word live = kslab_page_live_word(page, i);
+	struct kslab_lock_state state;
 
-	for (unsigned i = 0; i < kslab_page_words(page) && heap->debug_level >= 2; i++)
-		held += kslab_popcount(kslab_debug_held(heap, page, i));
-	return held;
+	if (live == 0 || !kslab_heap_try_lock(heap, &state))
+		return live;
+	/* Under the lock the memory of what the map leads to does not go. */
+	if (kslab_page_map_look(&heap->map, page->data) == page)
+		live &= ~kslab_debug_held(heap, page, i);
+	kslab_heap_unlock(heap, &state);
+	return live;
+}
+
+uint32_t kslab_debug_live(struct kslab_heap *heap, const struct kslab_page *page)
+{
+	uint32_t live = 0;
+
+	if (heap->debug_level < 2)
+		return kslab_page_live(page);
+	for (unsigned i = 0; i < kslab_page_words(page); i++)
+		live += kslab_popcount(live_word(heap, page, i));
+	return live;
 }
 
 uintptr_t kslab_debug_sequence(struct kslab_heap *heap, const struct kslab_page *page,
@@ -729,21 +768,23 @@ bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page 
 	return false;
 }
 
+void kslab_debug_large_open(const struct kslab_heap *heap, const struct kslab_page *page)
+{
+	size_t n = page->bits[0].remote;
+
+	KSLAB_PORT_UNPOISON((unsigned char *)page->data + n, kslab_large_bytes(heap, page) - n);
+}
+
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
 			      size_t n)
 {
 	unsigned char *data = (unsigned char *)page->data;
-	size_t kept = n < old ? n : old,
-	       end = (old + heap->page_bytes - 1) & ~(heap->page_bytes - 1);
 
-	if (end < kslab_large_bytes(heap, page))
-		end = kslab_large_bytes(heap, page);
-	KSLAB_PORT_UNPOISON(data + kept, end - kept);
 	if (n > old)
-		fill((unsigned char *)page->data + old, n - old, fresh(heap, 0));
-	page->bits[0].remote = n;
+		fill(data + old, n - old, fresh(heap, 0));
 	arm_large(heap, page, n);
-	KSLAB_PORT_UNPOISON(data + kept, n - kept);
+	if (n > old)
+		KSLAB_PORT_UNPOISON(data + old, n - old);
 	KSLAB_PORT_POISON(data + n, kslab_large_bytes(heap, page) - n);
 }
 

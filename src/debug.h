@@ -58,6 +58,8 @@ bool kslab_debug_is_right_size(struct kslab_heap *heap, const struct kslab_page 
  */
 void kslab_debug_prepare(struct kslab_heap *heap, struct kslab_page *page, size_t bytes,
 			 const struct kslab_cache *cache, unsigned flags);
+/* The same for a live slot, whatever it holds: its bit is to be set next. */
+void kslab_debug_drop(struct kslab_heap *heap, const struct kslab_page *page, uint32_t index);
 /*
  * A slot was taken for n bytes: verify that it was left alone, then arm its redzone. No zone
  * entered.
@@ -87,8 +89,11 @@ size_t kslab_debug_quick_limit(const struct kslab_heap *heap, size_t route_limit
 void *kslab_debug_malloc(size_t n, struct kslab_heap *heap, unsigned flags, const void *caller);
 void *kslab_debug_malloc_1(size_t n, struct kslab_heap *heap, const void *caller);
 void *kslab_debug_malloc_2(size_t n, struct kslab_heap *heap, const void *caller);
-/* n of a live slot changes in place; it was measured. */
-void kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
+/*
+ * n of a live slot changes in place; it was measured. Level 2: a free that comes meanwhile is refused.
+ * Return: false: one came before.
+ */
+bool kslab_debug_resize(struct kslab_heap *heap, const struct kslab_page *page, void *object,
 			size_t old, size_t n);
 /*
  * A free of a slot that lies right, through the right door; from here on everything is done or
@@ -129,6 +134,8 @@ bool kslab_debug_large_measure(struct kslab_heap *heap, const struct kslab_page 
  * The first byte that is wrong in its redzone, or in a spare block, as an offset; SIZE_MAX: none.
  */
 size_t kslab_debug_large_inspect(const struct kslab_heap *heap, const struct kslab_page *page);
+/* n of a block changes in place: before, and after. It is claimed. */
+void kslab_debug_large_open(const struct kslab_heap *heap, const struct kslab_page *page);
 void kslab_debug_large_resize(struct kslab_heap *heap, struct kslab_page *page, size_t old,
 			      size_t n);
 void kslab_debug_large_retire(struct kslab_heap *heap, struct kslab_page *page);
@@ -145,11 +152,17 @@ void kslab_debug_quarantine(struct kslab_heap *heap, uintptr_t object, size_t by
 			    const void *caller);
 /* Everything leaves the ring. No zone entered, no lock held. */
 void kslab_debug_flush(struct kslab_heap *heap);
-/* Slots of word i whose bits say live, and which are in quarantine. */
+/*
+ * Slots of word i whose bits say live, and which are in quarantine. Looks into them: for whom the page
+ * does not go.
+ */
 kslab_word kslab_debug_held(const struct kslab_heap *heap, const struct kslab_page *page,
 			    unsigned i);
-/* The same for the page: how many. */
-uint32_t kslab_debug_held_slots(const struct kslab_heap *heap, const struct kslab_page *page);
+/*
+ * Live slots of a page without those, at any level, for anybody: of a page that goes meanwhile, and
+ * while the lock is taken, those in quarantine are counted.
+ */
+uint32_t kslab_debug_live(struct kslab_heap *heap, const struct kslab_page *page);
 /*
  * When was this object allocated (index 0: also a large block)? A number from one counter of the
  * heap, so that later ones come after earlier ones (difference as a signed number); 0: not known.

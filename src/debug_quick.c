@@ -95,8 +95,9 @@ static KSLAB_SLOW void *next_word(struct kslab_heap *heap, struct kslab_zone *zo
 
 	if (sc->page != NULL && kslab_fence_is_sound(heap, zone, sc->page))
 		object = kslab_sc_next_word(&zone->owner, sc);
-	if (KSLAB_UNLIKELY(zone->owner.late != 0)) {
-		kslab_zone_leave_reporting(heap, zone, caller);
+	/* Requests of other CPUs are served here, too; without an object the slow path looks. */
+	if (KSLAB_UNLIKELY(object != NULL && kslab_zone_has_work(heap, zone))) {
+		kslab_heap_leave(heap, zone, caller);
 	} else {
 		kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();

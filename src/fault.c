@@ -32,7 +32,9 @@ static void judge(struct kslab_heap *heap, uintptr_t address, const struct kslab
 		return;
 	}
 	report->fault = KSLAB_FAULT_FOREIGN_POINTER;
-	if (page == &kslab_page_released) {
+	/* Or since it was looked up: a descriptor that was a page's, and is nobody's. */
+	if (page == &kslab_page_released || page == &kslab_page_under_way ||
+	    (owner == KSLAB_TAG_FULL && sc != NULL)) {
 		report->fault = KSLAB_FAULT_DOUBLE_FREE;
 		report->what = "double free: its page has gone back already";
 		return;

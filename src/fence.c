@@ -110,24 +110,51 @@ static const char *check_geometry(const struct kslab_heap *heap, const struct ks
 	return NULL;
 }
 
+/* Owner and class of a page, and whether they are of this heap. */
+struct handover {
+	uintptr_t owner;
+	const struct kslab_sc *sc;
+	bool has_owner, has_sc;
+};
+
+static void look_for_both(void *ctx, struct kslab_zone *zone)
+{
+	struct handover *handover = ctx;
+
+	if (handover->owner == (uintptr_t)&zone->owner)
+		handover->has_owner = true;
+	if (is_sc_of(zone, handover->sc))
+		handover->has_sc = true;
+}
+
+/* kslab_sc_move, on another CPU or interrupted here, has stored the class and not yet the owner. */
+static bool changes_hands(const struct kslab_heap *heap, uintptr_t owner, const struct kslab_sc *sc)
+{
+	struct handover handover = { owner, sc, false, false };
+
+	kslab_heap_each_zone((struct kslab_heap *)(uintptr_t)heap, look_for_both, &handover);
+	return handover.has_owner && handover.has_sc;
+}
+
 bool kslab_fence_is_known(const struct kslab_heap *heap, const struct kslab_page *page)
 {
-	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner),
-		  place = (uintptr_t)page->sc - (owner & ~KSLAB_TAG_MASK);
+	uintptr_t tagged = KSLAB_LOAD_RELAXED(&page->owner), owner = tagged & ~KSLAB_TAG_MASK;
+	const struct kslab_sc *sc = kslab_page_sc(page);
+	uintptr_t place = (uintptr_t)sc - owner;
 
 	/* sc lies in its zone, or for a cache in metadata of its own. */
 	if (place < sizeof(struct kslab_zone))
 		return place >= offsetof(struct kslab_zone, sc);
-	return (owner & KSLAB_TAG_CACHE) && page->state != KSLAB_PAGE_LARGE &&
-	       is_metadata(heap, page->sc);
+	if (tagged & KSLAB_TAG_CACHE)
+		return page->state != KSLAB_PAGE_LARGE && is_metadata(heap, sc);
+	return owner != 0 && changes_hands(heap, owner, sc);
 }
 
 const char *kslab_fence_judge(const struct kslab_heap *heap, const struct kslab_page *page)
 {
 	const struct kslab_owner *owner = kslab_page_owner(page);
 
-	if (page == &kslab_page_nobody || page == &kslab_page_released ||
-	    page == &kslab_page_metadata || page->state == KSLAB_PAGE_LARGE)
+	if (kslab_page_is_none(page) || page->state == KSLAB_PAGE_LARGE)
 		return NULL;
 	if (page->state == KSLAB_PAGE_IDLE && owner == NULL) /* being made */
 		return kslab_page_map_find(&heap->map, page->data) == page
@@ -226,8 +253,7 @@ static void each_page(struct kslab_heap *heap, uintptr_t base, size_t leaves,
 		     n++, address += (uintptr_t)1 << KSLAB_CFG_GRAIN_SHIFT) {
 			struct kslab_page *page = kslab_page_map_find(&heap->map, address);
 
-			if (page != last && page != &kslab_page_nobody &&
-			    page != &kslab_page_released && page != &kslab_page_metadata)
+			if (page != last && !kslab_page_is_none(page))
 				fn(ctx, page, address);
 			last = page;
 		}
@@ -280,7 +306,8 @@ static void judge_page(void *ctx, struct kslab_page *page, uintptr_t address)
 	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner), zone = owner & ~KSLAB_TAG_MASK;
 	const char *what = NULL;
 
-	if (page->state == KSLAB_PAGE_FENCED || owner == kslab_large_tag(heap))
+	/* A block that is live, or claimed while it is resized; one that was freed has no owner. */
+	if (page->state == KSLAB_PAGE_FENCED || (owner & ~KSLAB_TAG_FULL) == kslab_large_tag(heap))
 		return;
 	if (zone == 0) {
 		/* A page that is being made, or a large block that is free; or erased. */

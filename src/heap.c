@@ -73,16 +73,20 @@
  *     word".
  * I4  A page is in exactly the list that its state names; CURRENT pages are in none. FULL pages,
  *     and only they, have KSLAB_TAG_FULL in their owner. PARTIAL pages have live objects; whether
- *     they have a free slot shows at their turn. Counts of a class are the lengths of its lists.
+ *     they have a free slot shows at their turn. PURGING pages are QUEUED, and in the full list:
+ *     none of their free slots is issued. Counts of a class are the lengths of its lists.
  * I5  zone->owner.key is the zone's address while nobody is inside, 0 otherwise. Only the zone's
  *     CPU writes it; an interrupt leaves it as it found it.
  * I6  mail: a page with remote bits that its owner may never look at by itself (FULL) is ARMED,
- *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox, on its way there,
- *     or out of it in owner->mail and not taken in yet; it does not change hands, and is not
- *     released. ARMED goes to QUEUED (by a freer) or IDLE (by the owner) by compare-and-swap only.
+ *     QUEUED, or about to be harvested. A QUEUED page is in its owner's mailbox, on its way there
+ *     (being purged: for as long as that takes), or out of it in owner->mail and not taken in yet;
+ *     it does not change hands, and is not released. ARMED goes to QUEUED (by a freer) or IDLE (by
+ *     the owner) by compare-and-swap only.
  * I7  Descriptors are type-stable: a freer that has done its fetch_or may still read mail and owner
  *     of one whose page has gone. The worst is a spurious mail to the next owner, which harvests
  *     nothing and arms again.
+ * I8  `remote` of a page that nobody owns is all ones, from the end of one page to the beginning of
+ *     the next: a second free whose fetch_or comes so late finds its bit set, and is refused.
  *
  * ---- Memory order -------------------------------------------------------------------------------
  *
@@ -93,8 +97,8 @@
  * looks in the order of that way (acquire), so a second free finds the bit somewhere. A push to the
  * mailbox releases, the drain acquires. tests/wmm runs this source under a weak-memory checker,
  * with every order weakened in turn. What can't be decided: a second free whose fetch_or lands
- * after the slot was harvested and issued again; that is a free of the new object (misuse row 3),
- * and debug level 2 catches it.
+ * after the slot was harvested and issued again, or in the next page of its descriptor; that is a
+ * free of the new object (misuse row 3), and debug level 2 catches it.
  *
  * ---- Worst case ---------------------------------------------------------------------------------
  *
@@ -126,7 +130,10 @@
  *
  * What the map does not know. Metadata where there is no leaf, and pages that are set aside, are kept
  * in trees by address (chunk_tree.h): whether a page that comes from the source is one of them is
- * asked in one way down, of at most as many steps as a page number has bits. When a leaf is made, four
+ * asked in one way down, of at most as many steps as a page number has bits. So is a run that is
+ * under way, from the moment it is judged until the map can know it, so that a source that gives a
+ * page twice is found out before anything is made of it; where there are leaves, and the run is
+ * short, it is entered in the map at once (kslab_page_under_way). When a leaf is made, four
  * chunks are looked at, in a circle, whether the map can know them now: more than the leaf takes for
  * itself.
  *

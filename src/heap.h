@@ -245,10 +245,10 @@ bool kslab_cache_end_zones(struct kslab_cache *cache);
 /* ---- object_cache.c -------------------------------------------------------------------------- */
 
 /*
- * Walk heap->caches between the two: no cache ends meanwhile (its end is BUSY). Return: false: the lock
- * can't be had here, the caches are left out, and there is nothing to leave.
+ * Walk heap->caches between the two: no cache ends meanwhile (its end is BUSY). @waits: for the lock.
+ * Return: false: it can't be had here, the caches are left out, and there is nothing to leave.
  */
-bool kslab_caches_enter(struct kslab_heap *heap);
+bool kslab_caches_enter(struct kslab_heap *heap, bool waits);
 void kslab_caches_leave(struct kslab_heap *heap);
 
 /* ---- trim.c ---------------------------------------------------------------------------------- */

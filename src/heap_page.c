@@ -88,7 +88,7 @@ struct kslab_page *kslab_heap_make_page(struct kslab_heap *heap,
 				      (unsigned)((slots + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS),
 				      request->flags, reason);
 	if (page == NULL) {
-		kslab_source_free(heap, run.address, run.pages);
+		kslab_source_forget(heap, &run);
 		return NULL;
 	}
 	kslab_page_init(page, run.address, run.pages, (uint32_t)bytes, (uint32_t)slots);

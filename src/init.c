@@ -126,24 +126,20 @@ static void link_heap(struct kslab_heap *heap)
 	kslab_heap_unlock(&kslab_default_heap, &state);
 }
 
-/*
- * What follows a heap in the list of all heaps, if it is in there (its memory may hold anything).
- */
-static struct kslab_heap *next_in_list(const struct kslab_heap *heap)
+/* Its memory may hold anything before kslab_init: the list of all heaps tells. */
+static bool is_in_list(const struct kslab_heap *heap)
 {
 	const struct kslab_heap *other = &kslab_default_heap;
-	struct kslab_heap *next;
 	struct kslab_lock_state state;
 
 	if (heap == other)
-		return other->next_heap;
+		return true;
 	if (!kslab_heap_lock(&kslab_default_heap, &state))
-		return NULL;
+		return false;
 	while (other != NULL && other != heap)
 		other = other->next_heap;
-	next = other != NULL ? other->next_heap : NULL;
 	kslab_heap_unlock(&kslab_default_heap, &state);
-	return next;
+	return other != NULL;
 }
 
 static void unlink_heap(struct kslab_heap *heap)
@@ -163,26 +159,6 @@ static void unlink_heap(struct kslab_heap *heap)
 		kslab_heap_lock(&kslab_default_heap, &state);
 	}
 	kslab_heap_unlock(&kslab_default_heap, &state);
-}
-
-static enum kslab_reason fill_emergency(struct kslab_heap *heap)
-{
-	while (heap->emergency.count < heap->emergency_target) {
-		uintptr_t page;
-
-		page = heap->alloc_pages != NULL ? (uintptr_t)heap->alloc_pages(heap->source_ctx, 1)
-						 : 0;
-		if (page == 0)
-			return KSLAB_NO_PAGES;
-		if (page & (heap->page_bytes - 1)) {
-			heap->free_pages(heap->source_ctx, (void *)page, 1);
-			return KSLAB_NO_PAGES;
-		}
-		if (!kslab_source_set_aside(heap, page))
-			return KSLAB_NO_PAGES; /* twice the same: it goes back once */
-		heap->pages_peak = ++heap->pages_in_use;
-	}
-	return KSLAB_OK;
 }
 
 /* What the configuration says beside the geometry, which is set; 0 means the default. */
@@ -228,8 +204,11 @@ enum kslab_reason(kslab_heap_init)(struct kslab_heap *heap, const struct kslab_c
 	size_t max_page_bytes =
 		config->max_page_bytes != 0 ? config->max_page_bytes : DEFAULT_MAX_PAGE_BYTES;
 	size_t min_align = config->min_align != 0 ? config->min_align : DEFAULT_MIN_ALIGN;
-	struct kslab_heap *next = next_in_list(heap);
+	bool is_listed = is_in_list(heap);
+	struct kslab_heap *next = is_listed ? heap->next_heap : NULL;
 
+	if (is_listed && heap->state == KSLAB_HEAP_READY)
+		return KSLAB_BAD_ARGUMENT; /* it is live */
 	if (page_bytes < (size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
 		return KSLAB_BAD_ARGUMENT;
 	if (max_page_bytes < page_bytes && config->max_page_bytes == 0)
@@ -265,7 +244,7 @@ enum kslab_reason(kslab_heap_init)(struct kslab_heap *heap, const struct kslab_c
 	heap->zone[0] = &heap->boot_zone;
 	kslab_heap_set_quick_zone(heap, &heap->boot_zone);
 	heap->cpus_online = 1;
-	if (fill_emergency(heap) != KSLAB_OK) {
+	if (!kslab_source_fill_emergency(heap)) {
 		heap->emergency_target = 0;
 		kslab_source_fini(heap);
 		heap->route_limit = 0;
@@ -307,7 +286,8 @@ static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t b
 	if (start + (bytes - 1) < start || start + bytes == 0)
 		return refuse_region(heap, mem, bytes, caller, "region wraps the address space");
 	if (bytes - 1 > (size_t)(KSLAB_WINDOW_BYTES - 1))
-		return refuse_region(heap, mem, bytes, caller, "region lies outside the window");
+		return refuse_region(heap, mem, bytes, caller,
+				     "region lies outside the window (KSLAB_CFG_TOP_ENTRIES)");
 	is_elsewhere = kslab_source_is_elsewhere(heap, start, bytes);
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
@@ -317,7 +297,7 @@ static enum kslab_reason add_region(struct kslab_heap *heap, void *mem, size_t b
 	else if (is_elsewhere || kslab_source_is_known(heap, start, bytes))
 		what = "region overlaps memory of a heap";
 	else if (!kslab_source_can_cover(heap, start, bytes))
-		what = "region lies outside the window";
+		what = "region lies outside the window (KSLAB_CFG_TOP_ENTRIES)";
 	else if (!kslab_region_init(&region, start, bytes, heap->page_shift, heap->purge != NULL))
 		what = "region is too small";
 	else
@@ -376,7 +356,7 @@ static void count_page(void *ctx, const struct kslab_page *page)
 {
 	struct kslab_report *report = ctx;
 	const struct kslab_zone *zone = (const struct kslab_zone *)kslab_page_owner(page);
-	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(zone->heap, page);
+	uint32_t live = kslab_debug_live(zone->heap, page);
 
 	report->count += live;
 	if (live != 0) {

@@ -160,11 +160,8 @@ static KSLAB_SLOW void *resize_slow(void *p, size_t n, struct kslab_heap *heap, 
 		/* Stays a page run unless it would fit a small class. */
 		if (n > bytes / 4 && is_run_size(heap, n))
 			done = kslab_large_resize(heap, page, (uintptr_t)p, n);
-		if (done == KSLAB_RESIZE_DONE) {
-			if (heap->debug_level != 0)
-				kslab_debug_large_resize(heap, page, bytes, n);
+		if (done == KSLAB_RESIZE_DONE)
 			return p;
-		}
 		if (done == KSLAB_RESIZE_DEAD) {
 			kslab_heap_fault_pointer(heap, p, NULL, caller);
 			return NULL;
@@ -173,9 +170,10 @@ static KSLAB_SLOW void *resize_slow(void *p, size_t n, struct kslab_heap *heap, 
 		kslab_heap_fault_pointer(heap, p, NULL, caller);
 		return NULL;
 	} else if (page->sc->cls == kslab_heap_class(heap, n, 1)) {
-		if (heap->debug_level != 0)
-			kslab_debug_resize(heap, page, p, bytes, n);
-		return p;
+		if (heap->debug_level == 0 || kslab_debug_resize(heap, page, p, bytes, n))
+			return p;
+		kslab_heap_fault_pointer(heap, p, NULL, caller);
+		return NULL;
 	}
 	return move(heap, p, bytes, n, caller);
 }

@@ -272,7 +272,7 @@ static struct kslab_page *make_block(struct kslab_heap *heap, const struct kslab
 	struct kslab_lock_state state;
 
 	if (page == NULL) {
-		kslab_source_free(heap, run->address, run->pages);
+		kslab_source_forget(heap, run);
 		return NULL;
 	}
 	describe(page, data, pages, kslab_source_is_divisible(heap, data));
@@ -793,8 +793,17 @@ enum kslab_resize kslab_large_resize(struct kslab_heap *heap, struct kslab_page 
 
 	if (!KSLAB_CAS_ACQ_REL(&page->owner, &live, live | KSLAB_TAG_FULL))
 		return KSLAB_RESIZE_DEAD;
-	if (page->data == address)
-		result = resize_claimed(heap, page, n) ? KSLAB_RESIZE_DONE : KSLAB_RESIZE_MOVE;
+	if (page->data == address) {
+		size_t old = page->bits[0].remote;
+		bool done;
+
+		if (heap->debug_level != 0)
+			kslab_debug_large_open(heap, page);
+		done = resize_claimed(heap, page, n);
+		if (heap->debug_level != 0)
+			kslab_debug_large_resize(heap, page, old, done ? n : old);
+		result = done ? KSLAB_RESIZE_DONE : KSLAB_RESIZE_MOVE;
+	}
 	KSLAB_STORE_RELEASE(&page->owner, kslab_large_tag(heap));
 	return result;
 }

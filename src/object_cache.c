@@ -99,18 +99,17 @@ bool kslab_cache_reserve(struct kslab_cache *cache, size_t count)
 struct walk {
 	const struct kslab_cache *cache;
 	uintptr_t at; /* what comes next; 0: it is over */
-	bool held_too; /* objects in quarantine count as live */
 };
 
 /* Entries that are looked at under the lock at a time, up to the first page of the cache. */
 #define ENTRIES_A_STEP 16u
 
+/* What is in quarantine is not live, and nobody's but of who takes it out, another CPU perhaps. */
 static kslab_word live_word(const struct walk *walk, const struct kslab_page *page, unsigned i)
 {
 	kslab_word live = kslab_page_live_word(page, i);
 
-	return walk->held_too || live == 0 ? live
-					   : live & ~kslab_debug_held(walk->cache->heap, page, i);
+	return live == 0 ? 0 : live & ~kslab_debug_held(walk->cache->heap, page, i);
 }
 
 static uint32_t count_live(const struct walk *walk, const struct kslab_page *page)
@@ -125,8 +124,7 @@ static uint32_t count_live(const struct walk *walk, const struct kslab_page *pag
 /* A page of the cache that begins at the address. Under the lock. */
 static bool is_own_page(const struct walk *walk, const struct kslab_page *page, uintptr_t address)
 {
-	if (page == &kslab_page_nobody || page == &kslab_page_released ||
-	    page == &kslab_page_metadata)
+	if (kslab_page_is_none(page))
 		return false;
 	/* Pairs with the release of kslab_sc_insert: address, slots and class are there. */
 	if (!(KSLAB_LOAD_ACQUIRE(&page->owner) & KSLAB_TAG_CACHE) || page->data != address)
@@ -179,7 +177,7 @@ static struct kslab_page *next_live_page(struct walk *walk)
 /* Count the live objects, and describe the first one. */
 static void judge(const struct kslab_cache *cache, struct kslab_report *report)
 {
-	struct walk walk = { cache, KSLAB_LOAD_RELAXED(&cache->first_page), false };
+	struct walk walk = { cache, KSLAB_LOAD_RELAXED(&cache->first_page) };
 	const struct kslab_page *page;
 
 	while ((page = next_live_page(&walk)) != NULL) {
@@ -201,27 +199,28 @@ static void judge(const struct kslab_cache *cache, struct kslab_report *report)
 }
 
 /* Free what lives in a page, whatever it is. With the last one the page may be gone. */
-static void drop_objects(struct kslab_cache *cache, struct kslab_page *page, uint32_t live,
-			 const void *caller)
+static void drop_objects(const struct walk *walk, struct kslab_page *page, const void *caller)
 {
-	struct kslab_heap *heap = cache->heap;
+	struct kslab_heap *heap = walk->cache->heap;
+	uint32_t live = count_live(walk, page);
 
-	if (heap->debug_level != 0)
-		kslab_debug_prepare(heap, page, page->sc->size, cache, KSLAB_NOWAIT);
 	for (unsigned i = 0; live != 0; i++) {
-		for (kslab_word word = kslab_page_live_word(page, i); word != 0; word &= word - 1) {
-			kslab_heap_set_free(heap, page, i * KSLAB_WORD_BITS + kslab_ctz(word), NULL,
-					    caller);
+		for (kslab_word word = live_word(walk, page, i); word != 0; word &= word - 1) {
+			uint32_t index = i * KSLAB_WORD_BITS + kslab_ctz(word);
+
+			if (heap->debug_level != 0)
+				kslab_debug_drop(heap, page, index);
+			kslab_heap_set_free(heap, page, index, NULL, caller);
 			live--;
 		}
 	}
 }
 
-bool kslab_caches_enter(struct kslab_heap *heap)
+bool kslab_caches_enter(struct kslab_heap *heap, bool waits)
 {
 	struct kslab_lock_state state;
 
-	if (!kslab_heap_lock(heap, &state))
+	if (!(waits ? kslab_heap_lock : kslab_heap_try_lock)(heap, &state))
 		return false;
 	KSLAB_FETCH_ADD_RELAXED(&heap->lookers, 1u);
 	kslab_heap_unlock(heap, &state);
@@ -277,7 +276,7 @@ enum kslab_reason kslab_cache_destroy(struct kslab_cache *cache)
 size_t kslab_cache_destroy_forced(struct kslab_cache *cache)
 {
 	struct kslab_report report = { .fault = KSLAB_FAULT_LIVE_OBJECTS };
-	struct walk walk = { cache, KSLAB_LOAD_RELAXED(&cache->first_page), true };
+	struct walk walk = { cache, KSLAB_LOAD_RELAXED(&cache->first_page) };
 	const void *caller = KSLAB_CALLER();
 	struct kslab_page *page;
 
@@ -285,7 +284,7 @@ size_t kslab_cache_destroy_forced(struct kslab_cache *cache)
 	if (cache->heap->debug_level >= 2)
 		kslab_debug_flush(cache->heap);
 	while ((page = next_live_page(&walk)) != NULL)
-		drop_objects(cache, page, count_live(&walk, page), caller);
+		drop_objects(&walk, page, caller);
 	end(cache);
 	return report.count;
 }

@@ -32,8 +32,14 @@ void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32
 	for (unsigned i = 0; i < kslab_page_words(page); i++) {
 		KSLAB_STORE_RELAXED(&page->bits[i].avail, (kslab_word)0);
 		KSLAB_STORE_RELAXED(&page->bits[i].freed, ~(kslab_word)0);
-		KSLAB_STORE_RELAXED(&page->bits[i].remote, (kslab_word)0);
+		KSLAB_STORE_RELAXED(&page->bits[i].remote, ~(kslab_word)0);
 	}
+}
+
+void kslab_page_open(struct kslab_page *page)
+{
+	for (unsigned i = 0; i < kslab_page_words(page); i++)
+		KSLAB_STORE_RELAXED(&page->bits[i].remote, (kslab_word)0);
 }
 
 bool kslab_page_is_empty(const struct kslab_page *page)
@@ -68,6 +74,22 @@ kslab_word kslab_page_live_word(const struct kslab_page *page, unsigned i)
 	return ~(free | kslab_page_tail(page, i));
 }
 
+/* Remote bits of word i whose slots were free already. */
+static KSLAB_COLD void note_late(struct kslab_owner *owner, const struct kslab_page *page,
+				 unsigned i, kslab_word twice)
+{
+	unsigned index = kslab_ctz(twice) + i * KSLAB_WORD_BITS;
+
+	owner->late = page->data + (uintptr_t)index * page->sc->size;
+	owner->late_count += kslab_popcount(twice);
+}
+
+/* Release: who reads the count, reads the count of the frees, too (kslab_quiesce). */
+KSLAB_INLINE void count_harvested(struct kslab_owner *owner, kslab_word remote)
+{
+	KSLAB_STORE_RELEASE(&owner->harvested, owner->harvested + kslab_popcount(remote));
+}
+
 kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page *page, unsigned i)
 {
 	struct kslab_bits *bits = &page->bits[i];
@@ -81,20 +103,15 @@ kslab_word kslab_page_harvest_word(struct kslab_owner *owner, struct kslab_page 
 		return 0;
 	freed = KSLAB_LOAD_RELAXED(&bits->freed);
 	twice = remote & (freed | KSLAB_LOAD_RELAXED(&bits->avail));
-	if (KSLAB_UNLIKELY(twice != 0)) {
-		unsigned index = kslab_ctz(twice) + i * KSLAB_WORD_BITS;
-
-		owner->late = page->data + (uintptr_t)index * page->sc->size;
-		owner->late_count += kslab_popcount(twice);
-	}
+	if (KSLAB_UNLIKELY(twice != 0))
+		note_late(owner, page, i, twice);
 	/*
 	 * Publish before clearing: a freer that reads the cleared bit (acquire) reads `freed` with
 	 * the bit set, and calls it a double free.
 	 */
 	KSLAB_STORE_RELAXED(&bits->freed, freed | (remote & ~twice));
 	KSLAB_FETCH_AND_RELEASE(&bits->remote, ~remote);
-	/* Release: who reads the count, reads the count of the frees, too (kslab_quiesce). */
-	KSLAB_STORE_RELEASE(&owner->harvested, owner->harvested + kslab_popcount(remote));
+	count_harvested(owner, remote);
 	return remote & ~twice;
 }
 
@@ -105,6 +122,22 @@ bool kslab_page_harvest(struct kslab_owner *owner, struct kslab_page *page)
 	for (unsigned i = 0; i < kslab_page_words(page); i++)
 		any |= kslab_page_harvest_word(owner, page, i);
 	return any != 0;
+}
+
+void kslab_page_close(struct kslab_owner *owner, struct kslab_page *page)
+{
+	for (unsigned i = 0; i < kslab_page_words(page); i++) {
+		/*
+		 * Against the fetch_or of a second free: it was before, and its bit is taken in
+		 * here (acquire: its count was before, too); or it comes later, and is refused.
+		 */
+		kslab_word twice = KSLAB_EXCHANGE_ACQUIRE(&page->bits[i].remote, ~(kslab_word)0);
+
+		if (KSLAB_UNLIKELY(twice != 0)) {
+			note_late(owner, page, i, twice);
+			count_harvested(owner, twice);
+		}
+	}
 }
 
 bool kslab_page_arm(struct kslab_page *page)
@@ -152,6 +185,11 @@ static void mail_page(struct kslab_page *page)
 	do {
 		KSLAB_STORE_RELAXED(&page->mail_next, head);
 	} while (!KSLAB_CAS_RELEASE(&owner->mailbox, &head, page));
+}
+
+void kslab_page_mail(struct kslab_page *page)
+{
+	mail_page(page);
 }
 
 enum kslab_remote kslab_page_free_remote(struct kslab_page *page, uint32_t index)

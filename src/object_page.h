@@ -67,9 +67,16 @@ KSLAB_INLINE unsigned kslab_page_state(const struct kslab_page *page)
 	return KSLAB_LOAD_RELAXED(&page->state);
 }
 
-/* Make a page of `slots` slots of `bytes`, all free, in state IDLE. [o] */
+/* Make a page of `slots` slots of `bytes`, all free, closed, in state IDLE. [o] */
 void kslab_page_init(struct kslab_page *page, uintptr_t data, size_t run, uint32_t bytes,
 		     uint32_t slots);
+
+/*
+ * A page that nobody owns is closed (I8). Close: no slot is live; what is in `remote` comes from
+ * double frees, and is noted in owner->late. [o]
+ */
+void kslab_page_open(struct kslab_page *page);
+void kslab_page_close(struct kslab_owner *owner, struct kslab_page *page);
 
 /* True if every slot is in `freed`. [o] */
 bool kslab_page_is_empty(const struct kslab_page *page);
@@ -98,6 +105,9 @@ bool kslab_page_arm(struct kslab_page *page);
 
 /* Take the page off the mail. Return: false if it is QUEUED: wait for the mail. [o] */
 bool kslab_page_disarm(struct kslab_page *page);
+
+/* Mail a page that its owner has made QUEUED. Anybody, once. */
+void kslab_page_mail(struct kslab_page *page);
 
 /*
  * Free a slot of somebody else's page: one atomic operation, and the mail if the page is armed.

@@ -10,6 +10,7 @@
 struct kslab_page kslab_page_nobody = { .owner = KSLAB_TAG_FULL };
 struct kslab_page kslab_page_released = { .owner = KSLAB_TAG_FULL };
 struct kslab_page kslab_page_metadata = { .owner = KSLAB_TAG_FULL };
+struct kslab_page kslab_page_under_way = { .owner = KSLAB_TAG_FULL };
 
 /* What top entries without a leaf point at, biased for each. */
 static struct kslab_page *nobody_leaf[KSLAB_LEAF_ENTRIES];
@@ -27,6 +28,17 @@ static uintptr_t *top_of(struct kslab_page_map *map, uintptr_t address)
 	return (uintptr_t *)(uintptr_t)kslab_page_map_top(map, address);
 }
 
+size_t kslab_page_map_leaves(uintptr_t base, size_t flat_bytes)
+{
+	size_t leaves = KSLAB_CFG_TOP_ENTRIES, behind = (0 - base) >> KSLAB_CFG_LEAF_SHIFT;
+
+	if (base != 0 && behind < leaves)
+		leaves = behind;
+	if (KSLAB_CFG_FLAT_MAP && flat_bytes / KSLAB_LEAF_BYTES < leaves)
+		leaves = flat_bytes / KSLAB_LEAF_BYTES;
+	return leaves;
+}
+
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat, size_t bytes)
 {
 	map->base = base;
@@ -36,41 +48,40 @@ void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat,
 	for (size_t top = 0; top < KSLAB_CFG_TOP_ENTRIES; top++)
 		KSLAB_STORE_RELAXED(&map->top[top],
 				    biased(base + (uintptr_t)top * LEAF_SPAN, nobody_leaf));
-	map->limit = KSLAB_CFG_TOP_ENTRIES;
-	if (KSLAB_CFG_FLAT_MAP && bytes / KSLAB_LEAF_BYTES < map->limit)
-		map->limit = bytes / KSLAB_LEAF_BYTES;
+	map->limit = kslab_page_map_leaves(base, bytes);
 }
 
 /*
- * First and last top entry that has a leaf; false: they are too far apart for the side window, or
- * it is taken.
+ * First and last top entry that has a leaf or is to lie in the side window; false: they are too far
+ * apart for it, or it is taken.
  */
-static bool fits_aside(const struct kslab_page_map *map, size_t *first, size_t *last)
+static bool fits_aside(const struct kslab_page_map *map, uintptr_t low, uintptr_t high,
+		       size_t *first, size_t *last)
 {
-	*first = map->limit;
-	*last = 0;
+	*first = low <= high ? kslab_page_map_top_index(map, low) : map->limit;
+	*last = low <= high ? kslab_page_map_top_index(map, high) : 0;
 	for (size_t top = 0; top < map->limit; top++) {
 		if (map->top[top] == biased(map->base + (uintptr_t)top * LEAF_SPAN, nobody_leaf))
 			continue;
 		*first = top < *first ? top : *first;
-		*last = top;
+		*last = top > *last ? top : *last;
 	}
 	return !KSLAB_CFG_FLAT_MAP && map->side[0] == 0 && *first <= *last &&
 	       *last - *first < KSLAB_SIDE_ENTRIES;
 }
 
-bool kslab_page_map_can_step_aside(const struct kslab_page_map *map)
+bool kslab_page_map_can_step_aside(const struct kslab_page_map *map, uintptr_t low, uintptr_t high)
 {
 	size_t first, last;
 
-	return fits_aside(map, &first, &last);
+	return fits_aside(map, low, high, &first, &last);
 }
 
-void kslab_page_map_step_aside(struct kslab_page_map *map)
+void kslab_page_map_step_aside(struct kslab_page_map *map, uintptr_t low, uintptr_t high)
 {
 	size_t first, last;
 
-	if (!fits_aside(map, &first, &last))
+	if (!fits_aside(map, low, high, &first, &last))
 		return;
 	map->side_base = map->base + (uintptr_t)first * LEAF_SPAN;
 	for (size_t i = 0; i < KSLAB_SIDE_ENTRIES; i++)

@@ -10,7 +10,8 @@
  *
  * Two dependent loads, no mask, one compare for everything outside. An entry is never NULL: memory
  * that was never ours leads to kslab_page_nobody, memory that went back to kslab_page_released,
- * metadata to kslab_page_metadata. None of the three has an owner that a key could equal.
+ * metadata to kslab_page_metadata, and what nothing was made of yet to kslab_page_under_way. None of
+ * the four has an owner that a key could equal.
  */
 #ifndef KSLAB_PAGE_MAP_H
 #define KSLAB_PAGE_MAP_H
@@ -23,7 +24,15 @@
 #define KSLAB_LEAF_BYTES (KSLAB_LEAF_ENTRIES * sizeof(struct kslab_page *))
 #define KSLAB_WINDOW_BYTES ((uint64_t)KSLAB_CFG_TOP_ENTRIES << KSLAB_CFG_LEAF_SHIFT)
 
-extern struct kslab_page kslab_page_nobody, kslab_page_released, kslab_page_metadata;
+extern struct kslab_page kslab_page_nobody, kslab_page_released, kslab_page_metadata,
+	kslab_page_under_way;
+
+/* True of these four: no descriptor of a page or a block. */
+KSLAB_INLINE bool kslab_page_is_none(const struct kslab_page *page)
+{
+	return page == &kslab_page_nobody || page == &kslab_page_released ||
+	       page == &kslab_page_metadata || page == &kslab_page_under_way;
+}
 
 KSLAB_INLINE size_t kslab_page_map_top_index(const struct kslab_page_map *map, uintptr_t address)
 {
@@ -84,16 +93,22 @@ KSLAB_INLINE struct kslab_page *kslab_page_map_look(const struct kslab_page_map 
 			   : &kslab_page_nobody;
 }
 
+/*
+ * Leaves of a window that begins at base: as configured, what memory there is for them in a flat map,
+ * and no more than up to the end of the address space.
+ */
+size_t kslab_page_map_leaves(uintptr_t base, size_t flat_bytes);
+
 /* flat: memory for all leaves, or NULL. */
 void kslab_page_map_init(struct kslab_page_map *map, uintptr_t base, void *flat, size_t bytes);
 
 /*
  * The window turned out to lie in the wrong place: make what it holds the side window, so that it
- * can be placed again. Possible once, and if its leaves span no more than the side window. While
- * only one CPU is online, under the heap lock.
+ * can be placed again. Possible once, and if its leaves, and what lies from low to high (none: low >
+ * high), span no more than the side window. While only one CPU is online, under the heap lock.
  */
-bool kslab_page_map_can_step_aside(const struct kslab_page_map *map);
-void kslab_page_map_step_aside(struct kslab_page_map *map);
+bool kslab_page_map_can_step_aside(const struct kslab_page_map *map, uintptr_t low, uintptr_t high);
+void kslab_page_map_step_aside(struct kslab_page_map *map, uintptr_t low, uintptr_t high);
 
 /* Where the new window overlaps the side window, both lead to the same leaves. */
 void kslab_page_map_join_side(struct kslab_page_map *map);
@@ -118,7 +133,7 @@ void kslab_page_map_add_leaf(struct kslab_page_map *map, uintptr_t address, void
 void kslab_page_map_set(struct kslab_page_map *map, uintptr_t start, size_t bytes,
 			struct kslab_page *page);
 
-/* True if no grain of the range belongs to a page, a large block or metadata. */
+/* True if no grain of the range belongs to a page, a large block or metadata, or is under way. */
 bool kslab_page_map_is_free(const struct kslab_page_map *map, uintptr_t start, size_t bytes);
 
 #endif

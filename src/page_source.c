@@ -35,22 +35,28 @@ static bool try_lock(struct kslab_lock *lock)
 	}
 }
 
+bool kslab_heap_try_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
+{
+	state->irq = KSLAB_PORT_IRQ_SAVE();
+	if (!try_lock(&heap->lock)) {
+		KSLAB_PORT_IRQ_RESTORE(state->irq);
+		return false;
+	}
+	heap->lock_acquisitions++;
+	return true;
+}
+
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state)
 {
 	struct kslab_lock *lock = &heap->lock;
+	uint32_t ticket;
 
+	if (KSLAB_CFG_CPUS == 1 || KSLAB_PORT_IN_NMI())
+		return kslab_heap_try_lock(heap, state);
 	state->irq = KSLAB_PORT_IRQ_SAVE();
-	if (KSLAB_CFG_CPUS == 1 || KSLAB_PORT_IN_NMI()) {
-		if (!try_lock(lock)) {
-			KSLAB_PORT_IRQ_RESTORE(state->irq);
-			return false;
-		}
-	} else {
-		uint32_t ticket = KSLAB_FETCH_ADD_RELAXED(&lock->next, 1u);
-
-		while (KSLAB_LOAD_ACQUIRE(&lock->serving) != ticket)
-			KSLAB_PORT_RELAX();
-	}
+	ticket = KSLAB_FETCH_ADD_RELAXED(&lock->next, 1u);
+	while (KSLAB_LOAD_ACQUIRE(&lock->serving) != ticket)
+		KSLAB_PORT_RELAX();
 	heap->lock_acquisitions++;
 	return true;
 }
@@ -65,49 +71,97 @@ void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state)
 
 /* ---- raw runs -------------------------------------------------------------------------------- */
 
+/*
+ * Where a window for this memory begins: at a multiple of its size, so that physical memory or a
+ * direct map lies inside from its beginning. Memory that would stick out at the end, or (bytes = 0) a
+ * base that was asked for: there.
+ */
+static uintptr_t base_for(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	size_t leaves = kslab_page_map_leaves(0, heap->flat_map_bytes);
+	uint64_t window = (uint64_t)leaves << KSLAB_CFG_LEAF_SHIFT;
+	uint64_t whole = (uint64_t)((size_t)1 << kslab_log2(leaves)) << KSLAB_CFG_LEAF_SHIFT;
+	uintptr_t base = address & ~(uintptr_t)(whole - 1);
+
+	if (bytes == 0 || bytes > window || address - base > window - bytes)
+		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
+	return base;
+}
+
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	/*
-	 * At a multiple of its size: physical memory or a direct map then lies inside from its
-	 * beginning.
-	 */
-	uintptr_t base = address & ~(uintptr_t)(KSLAB_WINDOW_BYTES - 1);
-
 	if (heap->window_placed)
 		return;
-	/* Memory that would stick out at the end, or a base that was asked for: begin there. */
-	if (KSLAB_WINDOW_BYTES - (uint64_t)(address - base) < bytes || bytes == 0)
-		base = address & ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
-	kslab_page_map_init(&heap->map, base, heap->flat_map, heap->flat_map_bytes);
+	kslab_page_map_init(&heap->map, base_for(heap, address, bytes), heap->flat_map,
+			    heap->flat_map_bytes);
 	heap->window_placed = true;
+}
+
+/* Would it, placed for this memory, hold all of it? */
+static bool would_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	uintptr_t base = base_for(heap, address, bytes);
+	uint64_t window = (uint64_t)kslab_page_map_leaves(base, heap->flat_map_bytes)
+			  << KSLAB_CFG_LEAF_SHIFT;
+
+	return bytes <= window && address - base <= window - bytes;
+}
+
+/* First and last address of the pages of all regions; there are none: low > high. */
+static void region_bounds(const struct kslab_heap *heap, uintptr_t *low, uintptr_t *high)
+{
+	*low = UINTPTR_MAX;
+	*high = 0;
+	for (unsigned i = 0; i < heap->regions; i++) {
+		const struct kslab_region *region = &heap->region[i];
+
+		*low = region->base < *low ? region->base : *low;
+		*high = region->end - 1 > *high ? region->end - 1 : *high;
+	}
 }
 
 /*
  * A heap that began on a static array of the kernel's image can move its window once, early in the
- * boot.
+ * boot. Memory that it has to give out yet stays within reach, too.
  */
 static bool can_move_window(const struct kslab_heap *heap)
 {
-	return heap->cpus_online <= 1 && kslab_page_map_can_step_aside(&heap->map);
+	uintptr_t low, high;
+
+	region_bounds(heap, &low, &high);
+	return heap->cpus_online <= 1 && kslab_page_map_can_step_aside(&heap->map, low, high);
 }
 
 bool kslab_source_can_cover(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	if (bytes > KSLAB_WINDOW_BYTES - ((uint64_t)1 << KSLAB_CFG_LEAF_SHIFT))
-		return heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes);
-	return !heap->window_placed || kslab_page_map_covers(&heap->map, address, bytes) ||
-	       can_move_window(heap);
+	if (heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes))
+		return true;
+	return (!heap->window_placed || can_move_window(heap)) && would_cover(heap, address, bytes);
 }
 
 void kslab_source_cover(struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
+	uintptr_t low, high;
+
 	kslab_source_place_window(heap, address, bytes);
 	if (kslab_page_map_covers(&heap->map, address, bytes))
 		return;
-	kslab_page_map_step_aside(&heap->map);
+	region_bounds(heap, &low, &high);
+	kslab_page_map_step_aside(&heap->map, low, high);
 	heap->window_placed = false;
 	kslab_source_place_window(heap, address, bytes);
 	kslab_page_map_join_side(&heap->map);
+}
+
+/* Both. Return: false: the range lies outside. */
+static bool cover(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	if (heap->window_placed && kslab_page_map_covers(&heap->map, address, bytes))
+		return true;
+	if (!kslab_source_can_cover(heap, address, bytes))
+		return false;
+	kslab_source_cover(heap, address, bytes);
+	return true;
 }
 
 static void count_pages(struct kslab_heap *heap, size_t pages)
@@ -137,18 +191,36 @@ static bool overlaps(uintptr_t a, size_t a_bytes, uintptr_t b, size_t b_bytes)
 	return a - b < b_bytes || b - a < a_bytes;
 }
 
-bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+/* Does the map know any of the pages? O(pages). */
+static bool is_mapped(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
 {
-	if (heap->state != KSLAB_HEAP_READY)
-		return false;
-	if (heap->window_placed && !kslab_page_map_is_free(&heap->map, address, bytes))
-		return true;
+	return heap->window_placed && !kslab_page_map_is_free(&heap->map, address, bytes);
+}
+
+/* The tree is empty as a rule. */
+static bool is_in(const struct kslab_heap *heap, const struct kslab_chunk_tree *tree,
+		  uintptr_t address, size_t bytes)
+{
+	return tree->root != NULL &&
+	       kslab_chunk_tree_overlaps(tree, heap->page_shift, address, bytes);
+}
+
+/* Does anything else? */
+static bool is_listed(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
 	for (unsigned i = 0; i < KSLAB_LOAD_ACQUIRE(&heap->regions); i++)
 		if (overlaps(address, bytes, heap->region[i].start,
 			     heap->region[i].end - heap->region[i].start))
 			return true;
-	return kslab_chunk_tree_overlaps(&heap->meta.unmarked, heap->page_shift, address, bytes) ||
-	       kslab_chunk_tree_overlaps(&heap->emergency, heap->page_shift, address, bytes);
+	return is_in(heap, &heap->meta.unmarked, address, bytes) ||
+	       is_in(heap, &heap->emergency, address, bytes) ||
+	       is_in(heap, &heap->under_way, address, bytes);
+}
+
+bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
+{
+	return heap->state == KSLAB_HEAP_READY &&
+	       (is_mapped(heap, address, bytes) || is_listed(heap, address, bytes));
 }
 
 static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes,
@@ -164,11 +236,12 @@ static void report_page(struct kslab_heap *heap, uintptr_t address, size_t bytes
 	kslab_report_fault(heap, &report);
 }
 
-/* Pages of a run that are looked at before the lock is dropped. */
-#define LOOK_PAGES 16u
+/* Pages of a run that are looked at, or entered in the map, before the lock is dropped. */
+#define LOOK_PAGES ((size_t)16)
 
-/* The same of a run of any length: the lock is taken, and dropped again and again. */
-static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t bytes)
+/* Is any part of a long run known? The lock is taken, and dropped again and again. */
+static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t bytes,
+			 bool (*is_known_piece)(const struct kslab_heap *, uintptr_t, size_t))
 {
 	size_t piece = LOOK_PAGES << heap->page_shift; /* 0: all, of an address space of 32 bits */
 	bool is_known = false;
@@ -179,12 +252,23 @@ static bool is_known_run(struct kslab_heap *heap, uintptr_t address, size_t byte
 
 		if (!kslab_heap_lock(heap, &state))
 			break;
-		is_known = kslab_source_is_known(heap, address, n);
+		is_known = is_known_piece(heap, address, n);
 		kslab_heap_unlock(heap, &state);
 		address += n;
 		bytes -= n;
 	}
 	return is_known;
+}
+
+static bool is_only_heap(const struct kslab_heap *heap)
+{
+	const struct kslab_heap *other = &kslab_default_heap;
+	const struct kslab_heap *next = KSLAB_LOAD_RELAXED(&other->next_heap);
+
+	if (heap == other)
+		return next == NULL;
+	return other->state != KSLAB_HEAP_READY &&
+	       (next == NULL || (next == heap && KSLAB_LOAD_RELAXED(&next->next_heap) == NULL));
 }
 
 bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes)
@@ -193,9 +277,8 @@ bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address,
 	struct kslab_lock_state state;
 	bool is_known = false;
 
-	if (KSLAB_LOAD_RELAXED(&other->next_heap) == NULL &&
-	    (heap == other || other->state != KSLAB_HEAP_READY))
-		return false; /* the only one */
+	if (is_only_heap(heap))
+		return false;
 	/* The end of a heap waits for those who may look at it (unlink_heap). */
 	if (!kslab_heap_lock(other, &state))
 		return false;
@@ -203,59 +286,140 @@ bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address,
 	kslab_heap_unlock(other, &state);
 	for (; other != NULL && !is_known; other = KSLAB_LOAD_ACQUIRE(&other->next_heap))
 		if (other != heap && other->state == KSLAB_HEAP_READY)
-			is_known = is_known_run(other, address, bytes);
+			is_known = is_known_run(other, address, bytes, kslab_source_is_known);
 	KSLAB_FETCH_ADD_RELEASE(&kslab_default_heap.askers, ~(uint32_t)0);
 	return is_known;
 }
 
-/* Judge what a callback returned. Return: true if it can be used; else it was dealt with. */
-static bool accept(struct kslab_heap *heap, uintptr_t address, size_t pages, size_t align_pages)
-{
-	size_t bytes = pages * heap->page_bytes;
-	size_t rest = pages < LOOK_PAGES ? bytes : LOOK_PAGES << heap->page_shift;
-	struct kslab_lock_state state;
-	const char *what = NULL;
-	bool give_back = true;
+/* ---- runs under way -------------------------------------------------------------------------- */
 
-	if ((address & (heap->page_bytes - 1)) != 0) {
+/*
+ * From now on the run is known to be ours: by the map, or, where that lacks a leaf or would be long
+ * to write, by a record in its first bytes. Under the lock.
+ */
+static void enter(struct kslab_heap *heap, struct kslab_run *run)
+{
+	struct kslab_chunk *record = (struct kslab_chunk *)run->address;
+	size_t bytes = run->pages << heap->page_shift;
+	uintptr_t missing;
+
+	run->known_by = KSLAB_RUN_MAP;
+	if (run->pages <= LOOK_PAGES &&
+	    !kslab_page_map_lacks_leaf(&heap->map, run->address, bytes, &missing)) {
+		kslab_page_map_set(&heap->map, run->address, bytes, &kslab_page_under_way);
+		return;
+	}
+	run->known_by = KSLAB_RUN_RECORD;
+	record->address = run->address;
+	record->pages = run->pages;
+	kslab_chunk_tree_insert(&heap->under_way, record);
+}
+
+/* Something else knows it: out of its record, if it has one. Under the lock. */
+static void drop_record(struct kslab_heap *heap, const struct kslab_run *run)
+{
+	if (run->known_by == KSLAB_RUN_RECORD)
+		kslab_chunk_tree_remove(&heap->under_way, (struct kslab_chunk *)run->address);
+}
+
+/* The leaves are there: out of its record, into the map. */
+static enum kslab_reason enter_map(struct kslab_heap *heap, struct kslab_run *run)
+{
+	struct kslab_lock_state state;
+
+	kslab_page_map_set(&heap->map, run->address, run->pages << heap->page_shift,
+			   &kslab_page_under_way);
+	if (!kslab_heap_lock(heap, &state))
+		return KSLAB_BUSY;
+	drop_record(heap, run);
+	run->known_by = KSLAB_RUN_MAP;
+	kslab_heap_unlock(heap, &state);
+	return KSLAB_OK;
+}
+
+/* ---- what a callback returns ----------------------------------------------------------------- */
+
+/*
+ * A run that is not judged yet is under way, unless anything but the map knows it. Only with several
+ * CPUs, where the lock is to be had for sure, now and when the claim ends. Return: false: known.
+ */
+static bool claim(struct kslab_heap *heap, struct kslab_chunk *record)
+{
+	struct kslab_lock_state state;
+	bool is_new;
+
+	kslab_heap_lock(heap, &state);
+	is_new = !is_listed(heap, record->address, record->pages << heap->page_shift) &&
+		 kslab_chunk_tree_insert(&heap->under_way, record);
+	kslab_heap_unlock(heap, &state);
+	return is_new;
+}
+
+static const char in_use[] = "page source: page is in use already";
+
+/*
+ * Enter what a callback returned, unless it is known. A long run is looked at piece by piece, and other
+ * heaps are asked, out of the lock: it is claimed before, so that of two CPUs that are given the same
+ * at the same time one sees the other; of two heaps perhaps each. Return: *what: what is wrong with it.
+ */
+static enum kslab_reason admit(struct kslab_heap *heap, struct kslab_run *run, const char **what)
+{
+	size_t bytes = run->pages << heap->page_shift;
+	size_t rest = run->pages < LOOK_PAGES ? bytes : LOOK_PAGES << heap->page_shift;
+	struct kslab_chunk record = { .address = run->address, .pages = run->pages };
+	bool is_alone = is_only_heap(heap);
+	bool claims = KSLAB_CFG_CPUS > 1 && (run->pages > LOOK_PAGES || !is_alone);
+	bool is_claimed = claims && claim(heap, &record);
+	bool is_known = claims != is_claimed ||
+			(!is_alone && kslab_source_is_elsewhere(heap, run->address, bytes)) ||
+			is_known_run(heap, run->address, bytes - rest, is_mapped);
+	struct kslab_lock_state state;
+
+	if (!kslab_heap_lock(heap, &state))
+		return KSLAB_BUSY;
+	if (is_claimed)
+		kslab_chunk_tree_remove(&heap->under_way, &record);
+	if (is_known || is_listed(heap, run->address, bytes) ||
+	    is_mapped(heap, run->address + (bytes - rest), rest)) {
+		*what = in_use;
+	} else if (!cover(heap, run->address, bytes)) {
+		*what = "page source: page outside the window (KSLAB_CFG_TOP_ENTRIES)";
+	} else {
+		count_pages(heap, run->pages);
+		enter(heap, run);
+	}
+	kslab_heap_unlock(heap, &state);
+	return *what == NULL ? KSLAB_OK : KSLAB_NO_PAGES;
+}
+
+/* Judge what a callback returned. Return: KSLAB_OK if it can be used; else it was dealt with. */
+static enum kslab_reason accept(struct kslab_heap *heap, struct kslab_run *run, size_t align_pages)
+{
+	size_t bytes = run->pages << heap->page_shift;
+	enum kslab_reason reason = KSLAB_NO_PAGES;
+	const char *what = NULL;
+
+	if ((run->address & (heap->page_bytes - 1)) != 0)
 		what = "page source: misaligned page";
-	} else if (address + (bytes - 1) < address) {
+	else if (run->address + bytes <= run->address)
 		what = "page source: page wraps the address space";
-	} else if (kslab_source_is_elsewhere(heap, address, bytes) ||
-		   is_known_run(heap, address, bytes - rest)) {
-		what = "page source: page is in use already";
-		give_back = false;
-	} else if (kslab_heap_lock(heap, &state)) {
-		if (kslab_source_is_known(heap, address + (bytes - rest), rest)) {
-			what = "page source: page is in use already";
-			give_back = false;
-		} else if (!kslab_source_can_cover(heap, address, bytes)) {
-			what = "page source: page outside the window";
-		} else {
-			kslab_source_cover(heap, address, bytes);
-			count_pages(heap, pages);
-		}
-		kslab_heap_unlock(heap, &state);
-	}
-	if (what != NULL) {
-		if (give_back)
-			heap->free_pages(heap->source_ctx, (void *)address, pages);
-		report_page(heap, address, bytes, KSLAB_CALLER(), what);
-		return false;
-	}
+	else
+		reason = admit(heap, run, &what);
 	/* A run that is merely not aligned to its length is no fault: it can't be used for this. */
-	if ((address & (align_pages * heap->page_bytes - 1)) != 0) {
-		kslab_source_free(heap, address, pages);
-		return false;
+	if (reason == KSLAB_OK && (run->address & (align_pages * heap->page_bytes - 1)) != 0) {
+		kslab_source_forget(heap, run);
+		return KSLAB_NO_PAGES;
 	}
-	return true;
+	if (reason != KSLAB_OK && what != in_use)
+		heap->free_pages(heap->source_ctx, (void *)run->address, run->pages);
+	if (what != NULL)
+		report_page(heap, run->address, bytes, KSLAB_CALLER(), what);
+	return reason;
 }
 
 static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				       struct kslab_run *run)
 {
-	uintptr_t address;
-
 	if (heap->alloc_pages == NULL)
 		return KSLAB_NO_PAGES;
 	if (KSLAB_PORT_IN_NMI())
@@ -264,14 +428,11 @@ static enum kslab_reason from_callback(struct kslab_heap *heap, size_t pages, si
 		KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, ~0u);
 		return KSLAB_REENTRY;
 	}
-	address = (uintptr_t)heap->alloc_pages(heap->source_ctx, pages);
-	KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, ~0u);
-	if (address == 0 || !accept(heap, address, pages, align_pages))
-		return KSLAB_NO_PAGES;
-	run->address = address;
+	run->address = (uintptr_t)heap->alloc_pages(heap->source_ctx, pages);
 	run->pages = pages;
 	run->zeroed = false;
-	return KSLAB_OK;
+	KSLAB_FETCH_ADD_RELAXED(&heap->source_depth, ~0u);
+	return run->address != 0 ? accept(heap, run, align_pages) : KSLAB_NO_PAGES;
 }
 
 bool kslab_source_take(struct kslab_heap *heap, size_t pages, size_t align_pages,
@@ -306,13 +467,14 @@ static bool take_emergency(struct kslab_heap *heap, struct kslab_run *run)
 {
 	struct kslab_chunk *chunk = heap->emergency.root;
 
-	if (chunk == NULL || !kslab_source_can_cover(heap, chunk->address, heap->page_bytes))
+	if (chunk == NULL || !cover(heap, chunk->address, heap->page_bytes))
 		return false;
-	kslab_source_cover(heap, chunk->address, heap->page_bytes);
 	kslab_chunk_tree_remove(&heap->emergency, chunk);
 	heap->pages_in_use--; /* it was counted when it was set aside */
 	run->address = chunk->address;
+	run->pages = 1;
 	run->zeroed = false;
+	enter(heap, run);
 	return true;
 }
 
@@ -322,6 +484,8 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 	enum kslab_reason reason = KSLAB_NO_PAGES;
 	struct kslab_lock_state state;
 
+	run->pages = pages;
+	run->known_by = KSLAB_RUN_REGION;
 	if (!kslab_heap_lock(heap, &state))
 		return KSLAB_BUSY;
 	if (is_over_quota(heap, pages))
@@ -332,13 +496,11 @@ static enum kslab_reason from_regions(struct kslab_heap *heap, size_t pages, siz
 		if (run->address != 0)
 			reason = KSLAB_OK;
 	}
-	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 &&
+	if (reason != KSLAB_OK && (flags & KSLAB_RESERVE) && pages == 1 && align_pages == 1 &&
 	    take_emergency(heap, run))
 		reason = KSLAB_OK;
-	if (reason == KSLAB_OK) {
-		run->pages = pages;
+	if (reason == KSLAB_OK)
 		count_pages(heap, pages);
-	}
 	kslab_heap_unlock(heap, &state);
 	return reason;
 }
@@ -422,6 +584,7 @@ static void *bump(struct kslab_meta *meta, size_t bytes)
 
 static void record(struct kslab_heap *heap, struct kslab_chunk *chunk, const struct kslab_run *run)
 {
+	drop_record(heap, run);
 	chunk->address = run->address;
 	chunk->pages = run->pages;
 	chunk->marked = false;
@@ -462,7 +625,7 @@ static enum kslab_reason new_chunk(struct kslab_heap *heap, size_t bytes, uintpt
 		kslab_heap_unlock(heap, &state);
 	}
 	if (!is_used)
-		kslab_source_free(heap, run.address, run.pages);
+		kslab_source_forget(heap, &run);
 	return reason;
 }
 
@@ -501,7 +664,7 @@ static void *alloc_run_and_lock(struct kslab_heap *heap, size_t bytes, unsigned 
 		return NULL;
 	chunk = alloc_piece_and_lock(heap, sizeof(*chunk), flags, reason, state);
 	if (chunk == NULL) {
-		kslab_source_free(heap, run.address, run.pages);
+		kslab_source_forget(heap, &run);
 		return NULL;
 	}
 	record(heap, chunk, &run);
@@ -625,13 +788,16 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 	uintptr_t missing;
 
 	while (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
+		bool marks, lacks, is_outside;
 		void **leaf;
-		bool marks;
 
 		reason = leaf_and_lock(heap, flags, &leaf, &state);
 		if (reason != KSLAB_OK)
 			return reason;
-		if (kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing)) {
+		lacks = kslab_page_map_lacks_leaf(&heap->map, address, bytes, &missing);
+		/* The memory for the leaf has moved the window. */
+		is_outside = lacks && kslab_page_map_top(&heap->map, missing) == NULL;
+		if (lacks && !is_outside) {
 			kslab_page_map_add_leaf(&heap->map, missing, leaf);
 		} else if (leaf != NULL) { /* another CPU was faster: for the next hole */
 			*leaf = heap->meta.leaves;
@@ -641,6 +807,8 @@ static enum kslab_reason ensure_leaves(struct kslab_heap *heap, uintptr_t addres
 		kslab_heap_unlock(heap, &state);
 		if (marks)
 			mark_some(heap);
+		if (is_outside)
+			return KSLAB_NO_PAGES;
 	}
 	return KSLAB_OK;
 }
@@ -650,11 +818,13 @@ enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size
 {
 	enum kslab_reason reason = raw_alloc(heap, pages, align_pages, flags, run);
 
-	if (reason != KSLAB_OK)
+	if (reason != KSLAB_OK || run->known_by == KSLAB_RUN_MAP)
 		return reason;
 	reason = ensure_leaves(heap, run->address, run->pages << heap->page_shift, flags);
+	if (reason == KSLAB_OK && run->known_by == KSLAB_RUN_RECORD)
+		reason = enter_map(heap, run);
 	if (reason != KSLAB_OK)
-		kslab_source_free(heap, run->address, run->pages);
+		kslab_source_forget(heap, run);
 	return reason;
 }
 
@@ -691,7 +861,11 @@ static bool purge_piece(struct kslab_heap *heap, struct kslab_region *region, si
 	return true;
 }
 
-bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address)
+/*
+ * Keep a page for KSLAB_RESERVE requests; its record is written into it. Under the lock, or in
+ * init. Return: false: it is one of them already.
+ */
+static bool set_aside(struct kslab_heap *heap, uintptr_t address)
 {
 	struct kslab_chunk *chunk = (struct kslab_chunk *)address;
 
@@ -703,13 +877,48 @@ bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address)
 	return kslab_chunk_tree_insert(&heap->emergency, chunk);
 }
 
+/* One page; what is wrong is dealt with as by accept. */
+static bool fetch_emergency(struct kslab_heap *heap)
+{
+	uintptr_t address = (uintptr_t)heap->alloc_pages(heap->source_ctx, 1);
+	const char *what = NULL;
+
+	if (address == 0)
+		return false;
+	if ((address & (heap->page_bytes - 1)) != 0)
+		what = "page source: misaligned page";
+	else if (address + heap->page_bytes == 0)
+		what = "page source: page wraps the address space";
+	else if (!kslab_source_can_cover(heap, address, heap->page_bytes))
+		what = "page source: page outside the window (KSLAB_CFG_TOP_ENTRIES)";
+	else if (kslab_source_is_elsewhere(heap, address, heap->page_bytes) ||
+		 !set_aside(heap, address))
+		what = in_use;
+	if (what == NULL) {
+		heap->pages_peak = ++heap->pages_in_use;
+		return true;
+	}
+	if (what != in_use)
+		heap->free_pages(heap->source_ctx, (void *)address, 1);
+	report_page(heap, address, heap->page_bytes, KSLAB_CALLER(), what);
+	return false;
+}
+
+bool kslab_source_fill_emergency(struct kslab_heap *heap)
+{
+	while (heap->emergency.count < heap->emergency_target)
+		if (!fetch_emergency(heap))
+			return false;
+	return true;
+}
+
 /* Into its region, or aside. Under the lock. Return: false: the callback has to take it. */
 static bool take_in(struct kslab_heap *heap, struct kslab_region *region, uintptr_t address,
 		    size_t pages)
 {
 	if (region == NULL)
 		return pages == 1 && heap->emergency.count < heap->emergency_target &&
-		       kslab_source_set_aside(heap, address);
+		       set_aside(heap, address);
 	heap->pages_in_use -= pages;
 	kslab_region_free(region, heap->page_shift, address, pages, true);
 	return true;
@@ -772,6 +981,8 @@ size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most)
 			kslab_heap_unlock(heap, &state);
 			break;
 		}
+		if (kslab_chunk_tree_floor(&heap->under_way, (uintptr_t)chunk) == chunk)
+			kslab_chunk_tree_remove(&heap->under_way, chunk);
 		released += chunk->pages;
 		kslab_source_give_and_unlock(heap, (uintptr_t)chunk, chunk->pages, &state);
 	}
@@ -780,22 +991,41 @@ size_t kslab_source_release_waiting(struct kslab_heap *heap, size_t most)
 
 void kslab_source_free(struct kslab_heap *heap, uintptr_t address, size_t pages)
 {
+	const bool is_nmi = KSLAB_PORT_IN_NMI();
 	struct kslab_lock_state state;
+	bool is_taken = false;
 
-	if (KSLAB_PORT_IN_NMI()) {
-		bool is_taken = false;
-
-		if (kslab_heap_lock(heap, &state)) {
-			is_taken = take_in(heap, region_of(heap, address), address, pages);
-			kslab_heap_unlock(heap, &state);
+	if (!is_nmi)
+		kslab_source_release_waiting(heap, WAITING_MOST);
+	if (kslab_heap_lock(heap, &state)) {
+		if (!is_nmi) {
+			kslab_source_give_and_unlock(heap, address, pages, &state);
+			return;
 		}
-		if (!is_taken)
-			let_wait(heap, address, pages);
-		return;
+		is_taken = take_in(heap, region_of(heap, address), address, pages);
+		kslab_heap_unlock(heap, &state);
 	}
-	kslab_source_release_waiting(heap, WAITING_MOST);
-	if (kslab_heap_lock(heap, &state))
-		kslab_source_give_and_unlock(heap, address, pages, &state);
+	if (!is_taken)
+		let_wait(heap, address, pages);
+}
+
+void kslab_source_forget(struct kslab_heap *heap, const struct kslab_run *run)
+{
+	size_t bytes = run->pages << heap->page_shift;
+	struct kslab_lock_state state;
+	uintptr_t missing;
+
+	if (!kslab_page_map_lacks_leaf(&heap->map, run->address, bytes, &missing))
+		kslab_page_map_set(&heap->map, run->address, bytes, &kslab_page_released);
+	if (run->known_by == KSLAB_RUN_RECORD) {
+		if (!kslab_heap_lock(heap, &state)) { /* with its record, which is used for both */
+			let_wait(heap, run->address, run->pages);
+			return;
+		}
+		drop_record(heap, run);
+		kslab_heap_unlock(heap, &state);
+	}
+	kslab_source_free(heap, run->address, run->pages);
 }
 
 bool kslab_source_is_divisible(struct kslab_heap *heap, uintptr_t address)

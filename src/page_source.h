@@ -19,6 +19,8 @@ struct kslab_lock_state {
 	uintptr_t irq;
 };
 bool kslab_heap_lock(struct kslab_heap *heap, struct kslab_lock_state *state);
+/* Try it anywhere: for whom it is no loss if it is taken just then. */
+bool kslab_heap_try_lock(struct kslab_heap *heap, struct kslab_lock_state *state);
 void kslab_heap_unlock(struct kslab_heap *heap, struct kslab_lock_state *state);
 
 /* A run of base pages. */
@@ -26,14 +28,19 @@ struct kslab_run {
 	uintptr_t address;
 	size_t pages;
 	bool zeroed; /* reads as zero */
+	/* By what it is known while it is under way: as part of a region, in the map, by its own record. */
+	enum { KSLAB_RUN_REGION, KSLAB_RUN_MAP, KSLAB_RUN_RECORD } known_by;
 };
 
 /*
- * A run of `pages`, its address a multiple of align_pages pages, its map leaves present.
- * Return: KSLAB_OK, or why not; nothing changed then.
+ * A run of `pages`, its address a multiple of align_pages pages, its map leaves present. It is under
+ * way, and can't come a second time, until its map entries lead to what was made of it, or it is
+ * forgotten. Return: KSLAB_OK, or why not; nothing changed then.
  */
 enum kslab_reason kslab_source_alloc(struct kslab_heap *heap, size_t pages, size_t align_pages,
 				     unsigned flags, struct kslab_run *run);
+/* Nothing was made of it: it goes back. */
+void kslab_source_forget(struct kslab_heap *heap, const struct kslab_run *run);
 
 /*
  * Give a run back whose map entries are nobody's again. In an NMI that needs the callback, or finds
@@ -89,18 +96,16 @@ void kslab_source_fini(struct kslab_heap *heap);
 void kslab_source_place_window(struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
 /*
- * True if the heap holds any of the pages: in its map, its regions, its metadata, or set aside.
+ * True if the heap holds any of the pages: in its map, its regions, its metadata, set aside or under
+ * way.
  * Under its lock.
  */
 bool kslab_source_is_known(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
 /* The same of all other heaps. With no lock: theirs are taken, one after the other. */
 bool kslab_source_is_elsewhere(const struct kslab_heap *heap, uintptr_t address, size_t bytes);
 
-/*
- * Keep a page for KSLAB_RESERVE requests; its record is written into it. Under the lock, or in
- * init. Return: false: it is one of them already.
- */
-bool kslab_source_set_aside(struct kslab_heap *heap, uintptr_t address);
+/* In init: the pages for KSLAB_RESERVE requests. Return: false: not all of them are to be had. */
+bool kslab_source_fill_emergency(struct kslab_heap *heap);
 
 /*
  * Does the window cover a range, or could it, by being placed or (early in the boot, once) moved?

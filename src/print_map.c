@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * print_map.c - owns the picture of the object pages as text.
- * Rank: 6.  Runs anywhere, no lock; reads only. Lists are followed no further than their count, so
- * that a heap that is broken can be printed, too.
+ * Rank: 6.  Runs anywhere, waits for no lock; reads only. Lists are followed no further than their
+ * count, so that a heap that is broken can be printed, too.
  */
 #include <kslab/observe.h>
 
@@ -23,7 +23,7 @@ struct map_printer {
 static char letter(const struct map_printer *map, const struct kslab_sc *sc,
 		   const struct kslab_page *page)
 {
-	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(map->heap, page);
+	uint32_t live = kslab_debug_live(map->heap, page);
 
 	if (page == sc->page)
 		return '@';
@@ -120,7 +120,7 @@ void kslab_heap_print_map(struct kslab_heap *heap, void (*putc)(void *ctx, char 
 	for (; map.cls < KSLAB_CLASSES; map.cls++)
 		print_class(&map);
 	map.cls = 0;
-	if (kslab_caches_enter(heap)) {
+	if (kslab_caches_enter(heap, false)) {
 		for (map.cache = KSLAB_LOAD_ACQUIRE(&heap->caches); map.cache != NULL;
 		     map.cache = map.cache->next)
 			print_class(&map);

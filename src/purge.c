@@ -7,18 +7,19 @@
  *     slots        [live][free][free][free][free][free][free][live][free][free]|
  *                                 '--- purged ---'
  *
- * The callback runs with no zone entered, so the slots are taken first, as an allocation would take
- * them, and freed when the memory is gone, on whatever CPU that is. A double free that comes in
- * between is taken for the free of the slot; the free that follows it here finds it out.
+ * The callback runs with no zone entered, and the thread may move to another CPU. So a page is set
+ * aside meanwhile (KSLAB_PAGE_PURGING): nobody issues slots of it, and it can't go. Its free slots
+ * stay marked as such, so a free of one of them is a double free as ever; other slots are freed as
+ * ever. When the memory is gone the page comes back to its owner, whoever that is then, by mail.
  */
 #include "heap.h"
 
-#define HELD_WORDS (KSLAB_PAGE_SLOTS / KSLAB_WORD_BITS)
+#define MOST_WORDS (KSLAB_PAGE_SLOTS / KSLAB_WORD_BITS)
 
-/* Slots of one page; a bit each, as in the page. */
-struct held {
+/* A page that was set aside, and its slots that were free then; a bit each, as in the page. */
+struct purging {
 	struct kslab_page *page;
-	kslab_word word[HELD_WORDS];
+	kslab_word free[MOST_WORDS];
 };
 
 /* Slots that a frame (base page) of an object page holds, wholly or in part; false: none. */
@@ -55,41 +56,36 @@ static bool has_range(const kslab_word *word, uint32_t first, uint32_t last)
 	return true;
 }
 
-/* In the entered zone of the page: take the slots of all frames that have free ones only. */
-static bool take_slots(const struct kslab_heap *heap, struct kslab_page *page, struct held *held)
+/* A frame has slots, and all of them were free. */
+static bool is_unused(const struct kslab_heap *heap, const struct purging *purging, size_t frame)
 {
-	kslab_word free[HELD_WORDS] = { 0 };
 	uint32_t first, last;
-	bool any = false;
 
-	memset(held, 0, sizeof(*held));
-	held->page = page;
-	for (unsigned i = 0; i < kslab_page_words(page); i++)
-		free[i] = KSLAB_LOAD_RELAXED(&page->bits[i].freed);
-	for (size_t frame = 0; frame < page->pages; frame++) {
-		if (!slots_of_frame(heap, page, frame, &first, &last) ||
-		    !has_range(free, first, last))
-			continue;
-		for (unsigned i = first / KSLAB_WORD_BITS; i <= last / KSLAB_WORD_BITS; i++)
-			held->word[i] |= part_of_range(i, first, last);
-		any = true;
-	}
-	for (unsigned i = 0; any && i < kslab_page_words(page); i++)
-		KSLAB_STORE_RELEASE(&page->bits[i].freed, free[i] & ~held->word[i]);
-	return any;
+	return slots_of_frame(heap, purging->page, frame, &first, &last) &&
+	       has_range(purging->free, first, last);
 }
 
-/* Runs of frames whose slots are all held. */
-static void purge_frames(struct kslab_heap *heap, const struct held *held)
+/* In the entered zone of the page. Return: it has a frame that is unused. */
+static bool look_at_slots(const struct kslab_heap *heap, struct purging *purging)
 {
-	const struct kslab_page *page = held->page;
+	const struct kslab_page *page = purging->page;
+
+	for (unsigned i = 0; i < kslab_page_words(page); i++)
+		purging->free[i] = KSLAB_LOAD_RELAXED(&page->bits[i].freed);
+	for (size_t frame = 0; frame < page->pages; frame++)
+		if (is_unused(heap, purging, frame))
+			return true;
+	return false;
+}
+
+/* Runs of unused frames. */
+static void purge_frames(struct kslab_heap *heap, const struct purging *purging)
+{
+	const struct kslab_page *page = purging->page;
 	size_t frame, run = 0;
 
 	for (frame = 0; frame <= page->pages; frame++) {
-		uint32_t first, last;
-
-		if (frame < page->pages && slots_of_frame(heap, page, frame, &first, &last) &&
-		    has_range(held->word, first, last)) {
+		if (frame < page->pages && is_unused(heap, purging, frame)) {
 			run++;
 			continue;
 		}
@@ -101,46 +97,50 @@ static void purge_frames(struct kslab_heap *heap, const struct held *held)
 	}
 }
 
-static void free_slots(struct kslab_heap *heap, struct held *held, const void *caller)
+/* In the entered zone of a partial page. Return: it is set aside. */
+static bool set_aside(struct kslab_heap *heap, struct kslab_owner *owner, struct purging *purging)
 {
-	struct kslab_page *page = held->page;
-	size_t size = page->sc->size; /* the page can't go while slots are held */
-	uintptr_t data = page->data;
+	const struct kslab_page *page = purging->page;
 
-	for (unsigned i = 0; i < HELD_WORDS; i++) {
-		for (kslab_word word = held->word[i]; word != 0; word &= word - 1) {
-			uint32_t index = i * KSLAB_WORD_BITS + kslab_ctz(word);
-
-			if (!kslab_heap_set_free(heap, page, index, NULL, caller))
-				kslab_heap_report_late(heap, data + index * size, 1, caller);
-		}
-	}
+	return page->pages > 1 && kslab_page_words(page) <= MOST_WORDS &&
+	       kslab_source_is_divisible(heap, page->data) && look_at_slots(heap, purging) &&
+	       kslab_sc_set_purging(owner, purging->page);
 }
 
-/* The next partial page of a class, which goes to the end of its list. Return: slots are held. */
-static bool hold_next(struct kslab_heap *heap, unsigned level, unsigned cls, struct held *held)
+/* The next partial page of a class, which goes to the end of its list. Return: it is set aside. */
+static bool set_next_aside(struct kslab_heap *heap, unsigned level, unsigned cls,
+			   struct purging *purging)
 {
-	struct kslab_page *page = NULL;
 	struct kslab_zone *zone;
-	bool any = false;
+	bool is_aside = false;
 
 	zone = kslab_heap_pin_level(heap, level);
 	if (zone != NULL) {
 		struct kslab_page_list *partial = &zone->sc[cls].partial;
 
-		page = partial->head;
-		if (page != NULL)
-			partial->head = page->next;
-		if (page != NULL && page->pages > 1 && kslab_page_words(page) <= HELD_WORDS &&
-		    kslab_source_is_divisible(heap, page->data)) {
-			/* What a double free has left in `remote` is dropped, not mixed up. */
-			kslab_page_harvest(&zone->owner, page);
-			any = take_slots(heap, page, held);
+		purging->page = partial->head;
+		if (purging->page != NULL) {
+			partial->head = purging->page->next;
+			is_aside = set_aside(heap, &zone->owner, purging);
 		}
 		kslab_zone_leave(zone);
 		KSLAB_PORT_UNPIN();
 	}
-	return any;
+	return is_aside;
+}
+
+/* This CPU takes the page in, if it is the owner; or whoever is, as any mail. */
+static void send_back(struct kslab_heap *heap, unsigned level, struct kslab_page *page,
+		      const void *caller)
+{
+	struct kslab_zone *zone;
+
+	kslab_page_mail(page);
+	zone = kslab_heap_pin_level(heap, level);
+	if (zone != NULL) {
+		kslab_sc_drain(&zone->owner, KSLAB_ALL);
+		kslab_zone_leave_reporting(heap, zone, caller);
+	}
 }
 
 static uint32_t pages_of_class(struct kslab_heap *heap, unsigned level, unsigned cls)
@@ -160,7 +160,7 @@ static uint32_t pages_of_class(struct kslab_heap *heap, unsigned level, unsigned
 
 void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller)
 {
-	struct held held;
+	struct purging purging;
 
 	/* At a debug level free memory holds its poison; in an NMI nobody is called. */
 	if (heap->purge == NULL || heap->debug_level != 0 || KSLAB_PORT_IN_NMI())
@@ -168,10 +168,10 @@ void kslab_heap_purge_pages(struct kslab_heap *heap, const void *caller)
 	for (unsigned level = 0; level < KSLAB_CFG_LEVELS; level++) {
 		for (unsigned cls = 0; cls < KSLAB_CLASSES; cls++) {
 			for (uint32_t n = pages_of_class(heap, level, cls); n != 0; n--) {
-				if (!hold_next(heap, level, cls, &held))
+				if (!set_next_aside(heap, level, cls, &purging))
 					continue;
-				purge_frames(heap, &held);
-				free_slots(heap, &held, caller);
+				purge_frames(heap, &purging);
+				send_back(heap, level, purging.page, caller);
 			}
 		}
 	}

@@ -14,6 +14,7 @@ static struct kslab_page_list *list_of(struct kslab_sc *sc, unsigned state)
 	case KSLAB_PAGE_PARTIAL:
 		return &sc->partial;
 	case KSLAB_PAGE_FULL:
+	case KSLAB_PAGE_PURGING:
 		return &sc->full;
 	case KSLAB_PAGE_EMPTY:
 		return &sc->empty;
@@ -278,6 +279,7 @@ void kslab_sc_insert(struct kslab_owner *owner, struct kslab_sc *sc, struct ksla
 		     uintptr_t tags)
 {
 	page->sc = sc;
+	kslab_page_open(page);
 	/* Pairs with the look of the end of a cache, which goes on to the rest of the page. */
 	KSLAB_STORE_RELEASE(&page->owner, (uintptr_t)owner | tags);
 	sc->pages++;
@@ -311,7 +313,7 @@ size_t kslab_sc_drain(struct kslab_owner *owner, size_t most)
 		 */
 		KSLAB_STORE_RELAXED(&page->mail, (uint32_t)KSLAB_MAIL_IDLE);
 		kslab_page_harvest(owner, page);
-		if (page->state == KSLAB_PAGE_FULL ||
+		if (page->state == KSLAB_PAGE_FULL || page->state == KSLAB_PAGE_PURGING ||
 		    (page->state == KSLAB_PAGE_PARTIAL && kslab_page_is_empty(page)))
 			kslab_sc_refile(owner, page);
 		pages++;
@@ -421,14 +423,24 @@ void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc)
 	kslab_sc_refile(owner, page);
 }
 
+bool kslab_sc_set_purging(struct kslab_owner *owner, struct kslab_page *page)
+{
+	if (!kslab_page_disarm(page))
+		return false;
+	KSLAB_STORE_RELAXED(&page->mail, (uint32_t)KSLAB_MAIL_QUEUED);
+	unlink_page(owner, page);
+	kslab_page_set_state(page, KSLAB_PAGE_PURGING);
+	kslab_page_list_insert_tail(&page->sc->full, page);
+	return true;
+}
+
 bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page)
 {
 	struct kslab_sc *sc = page->sc;
 
 	if (!kslab_page_disarm(page))
 		return false;
-	/* nothing but double frees can be there: note and drop them */
-	kslab_page_harvest(owner, page);
+	kslab_page_close(owner, page);
 	unlink_page(owner, page);
 	KSLAB_STORE_RELAXED(&sc->pages, sc->pages - 1); /* the end of a cache looks */
 	return true;
@@ -474,9 +486,12 @@ void kslab_sc_each(const struct kslab_sc *sc, void (*fn)(void *ctx, const struct
 static const char *verify_page(const struct kslab_owner *owner, const struct kslab_sc *sc,
 			       const struct kslab_page *page, unsigned state)
 {
-	uintptr_t full = state == KSLAB_PAGE_FULL ? KSLAB_TAG_FULL : 0;
+	uintptr_t full;
 	bool has_free = false, has_live = false;
 
+	if (state == KSLAB_PAGE_FULL && page->state == KSLAB_PAGE_PURGING)
+		state = KSLAB_PAGE_PURGING; /* in the same list */
+	full = state == KSLAB_PAGE_FULL ? KSLAB_TAG_FULL : 0;
 	if (page->state != state)
 		return "state of a page contradicts its list";
 	if (page->sc != sc)
@@ -505,6 +520,8 @@ static const char *verify_page(const struct kslab_owner *owner, const struct ksl
 		return "a page on the full list has free slots";
 	if (state == KSLAB_PAGE_PARTIAL && !has_live)
 		return "a page on the partial list is empty";
+	if (state == KSLAB_PAGE_PURGING && KSLAB_LOAD_RELAXED(&page->mail) != KSLAB_MAIL_QUEUED)
+		return "a page that is being purged is not queued"; /* I6 */
 	return NULL;
 }
 

@@ -139,6 +139,13 @@ void kslab_sc_refile(struct kslab_owner *owner, struct kslab_page *page);
 /* Put the current page back into a list. */
 void kslab_sc_retire(struct kslab_owner *owner, struct kslab_sc *sc);
 
+/*
+ * Keep a page with free slots from allocations and from going back, until it comes by mail
+ * (kslab_page_mail, by whoever and wherever): its slots stay as free as they are, others may be
+ * freed. Return: false: it is QUEUED already, and stays where it is.
+ */
+bool kslab_sc_set_purging(struct kslab_owner *owner, struct kslab_page *page);
+
 /* Take a page from the empty list for good. Return: false: it is QUEUED, wait for the mail. */
 bool kslab_sc_remove_empty(struct kslab_owner *owner, struct kslab_page *page);
 

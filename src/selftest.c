@@ -6,6 +6,7 @@
 #include <kslab/observe.h>
 
 #include "heap.h"
+#include "page_map.h"
 
 /* Of one self test, whichever. */
 struct testing_port {
@@ -207,6 +208,7 @@ static bool accept(struct source_test *test, uintptr_t address, size_t pages)
 {
 	struct kslab_selftest *out = &test->port->out;
 	size_t page_bytes = test->port->page_bytes, bytes = pages * page_bytes;
+	uintptr_t window = test->port->config->window_base;
 	const void *at = (const void *)address;
 
 	if ((address & (page_bytes - 1)) != 0)
@@ -214,6 +216,11 @@ static bool accept(struct source_test *test, uintptr_t address, size_t pages)
 			    pages);
 	if (address + (bytes - 1) < address)
 		return fail(out, "alloc_pages", "gave a run that wraps the address space", at,
+			    pages);
+	window &= ~(((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT) - 1);
+	if (window != 0 &&
+	    (address < window || (uint64_t)(address - window) + bytes > KSLAB_WINDOW_BYTES))
+		return fail(out, "window_base", "is not where alloc_pages has its pages", at,
 			    pages);
 	for (unsigned i = 0; i < RUNS; i++) {
 		uintptr_t held = test->run[i];

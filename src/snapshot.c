@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  * snapshot.c - owns marks: a copy of all live bits, and the difference to it.
- * Rank: 6.  Runs: thread or interrupt, no lock held while it looks; exact on a quiet heap.
+ * Rank: 6.  Runs: thread or interrupt; exact on a quiet heap.
  *
- * Both walks go along the page map, not along lists: entries always lead to a descriptor, and
- * descriptors are type-stable (I7), so a walk is safe while other CPUs go on. Their order is fixed,
- * side window first, then by address: records come out sorted, and the difference is a merge of two
- * sorted sequences.
+ * Both walks go along the page map, not along lists. Other CPUs may go on: what is read of a page is
+ * read under the lock, a word of bits at a time; a descriptor that the map leads to gets no other life
+ * meanwhile, and its memory does not go. Their order is fixed, side window first, then by address:
+ * records come out sorted, and the difference is a merge of two sorted sequences.
  *
  *     block -> | header | record | live bits ... | record | live bits ... |     -> block -> ...
  *
@@ -40,12 +40,62 @@ struct kslab_mark_record {
 
 /* ---- along the page map ---------------------------------------------------------------------- */
 
-/* First byte behind what a descriptor stands for. */
+/* What lies at a place of the map and may hold objects, as it was found. */
+struct found {
+	const struct kslab_page *page;
+	uintptr_t address; /* where the map leads to it from, first of all */
+	uintptr_t data; /* first slot, or the large block */
+	uint32_t size; /* of a slot; 0: a large block */
+	unsigned words; /* of bits */
+};
+
+struct look {
+	struct kslab_lock_state state;
+	bool is_locked;
+};
+
+/* The lock; where it can't be had, who has it was interrupted, and stands still. */
+static void begin_look(struct kslab_heap *heap, struct look *look)
+{
+	look->is_locked = kslab_heap_lock(heap, &look->state);
+}
+
+static void end_look(struct kslab_heap *heap, struct look *look)
+{
+	if (look->is_locked)
+		kslab_heap_unlock(heap, &look->state);
+}
+
+/* Where the map leads to a descriptor from, first of all, and where no more. In a look. */
+static uintptr_t start_of(const struct kslab_page *page)
+{
+	return page->state == KSLAB_PAGE_LARGE ? page->bits[0].avail : page->data;
+}
+
 static uintptr_t end_of(const struct kslab_heap *heap, const struct kslab_page *page)
 {
+	return start_of(page) +
+	       ((page->state == KSLAB_PAGE_LARGE ? page->bits[0].freed : (uintptr_t)page->pages)
+		<< heap->page_shift);
+}
+
+/* Return: false: nothing that could hold an object. In a look. */
+static bool judge_page(const struct kslab_heap *heap, const struct kslab_page *page,
+		       struct found *found)
+{
+	uintptr_t owner = KSLAB_LOAD_ACQUIRE(&page->owner); /* pairs with kslab_sc_insert */
+
+	found->page = page;
+	found->data = page->data;
+	found->size = 0;
+	found->words = 0;
 	if (page->state == KSLAB_PAGE_LARGE)
-		return page->bits[0].avail + (page->bits[0].freed << heap->page_shift);
-	return page->data + ((uintptr_t)page->pages << heap->page_shift);
+		return owner == kslab_large_tag(heap);
+	if ((owner & ~KSLAB_TAG_MASK) == 0 || page->sc == NULL || page->state == KSLAB_PAGE_FENCED)
+		return false;
+	found->size = page->sc->size;
+	found->words = kslab_page_words(page);
+	return true;
 }
 
 /* A place in the page map: the side window comes first, as what it holds is older. */
@@ -56,8 +106,8 @@ struct place {
 
 static bool is_in_side(const struct kslab_page_map *map, uintptr_t address)
 {
-	return map->side[0] != 0 && address - map->side_base < (uintptr_t)KSLAB_SIDE_ENTRIES
-								       << KSLAB_CFG_LEAF_SHIFT;
+	return map->side[0] != 0 &&
+	       (address - map->side_base) >> KSLAB_CFG_LEAF_SHIFT < KSLAB_SIDE_ENTRIES;
 }
 
 /* The walk comes by a before it comes by b. */
@@ -66,20 +116,52 @@ static bool is_before(const struct kslab_page_map *map, uintptr_t a, uintptr_t b
 	return is_in_side(map, a) != is_in_side(map, b) ? is_in_side(map, a) : a < b;
 }
 
-/* The page or large block at a place of the map, or the next one; NULL: none. *at: behind it. */
-static const struct kslab_page *next_page(const struct kslab_heap *heap, struct place *at)
+/* Look at what was found once more. Return: false: it has gone. */
+static bool look_again(struct kslab_heap *heap, const struct found *found, struct look *look)
+{
+	struct found now;
+
+	begin_look(heap, look);
+	return kslab_page_map_look(&heap->map, found->address) == found->page &&
+	       start_of(found->page) == found->address && judge_page(heap, found->page, &now) &&
+	       now.data == found->data && now.size == found->size && now.words == found->words;
+}
+
+/* What is found at an address. Return: false: nothing. *end: behind the whole of what lies there. */
+static bool find(struct kslab_heap *heap, uintptr_t address, struct found *found, uintptr_t *end)
+{
+	const struct kslab_page *page = kslab_page_map_look(&heap->map, address);
+	struct look look;
+	bool is_found;
+
+	*end = address;
+	if (kslab_page_is_none(page))
+		return false;
+	begin_look(heap, &look);
+	is_found = kslab_page_map_look(&heap->map, address) == page && start_of(page) == address;
+	if (is_found) {
+		*end = end_of(heap, page);
+		found->address = address;
+		is_found = judge_page(heap, page, found);
+	}
+	end_look(heap, &look);
+	return is_found;
+}
+
+/* What there is at a place of the map or behind it; false: nothing. *at: behind it. */
+static bool next_page(struct kslab_heap *heap, struct place *at, struct found *found)
 {
 	const struct kslab_page_map *map = &heap->map;
 	const uint64_t leaf_bytes = (uint64_t)1 << KSLAB_CFG_LEAF_SHIFT;
 	size_t side = map->side[0] != 0 ? KSLAB_SIDE_ENTRIES : 0;
 
 	for (;;) {
-		uintptr_t base = at->in_window ? map->base : map->side_base, address, missing;
-		const struct kslab_page *page;
+		uintptr_t base = at->in_window ? map->base : map->side_base, address, end, missing;
+		bool is_found;
 
 		if (at->offset >> KSLAB_CFG_LEAF_SHIFT >= (at->in_window ? map->limit : side)) {
 			if (at->in_window)
-				return NULL;
+				return false;
 			at->in_window = true;
 			at->offset = 0;
 			continue;
@@ -90,33 +172,17 @@ static const struct kslab_page *next_page(const struct kslab_heap *heap, struct 
 			at->offset += leaf_bytes;
 			continue;
 		}
-		page = kslab_page_map_find(map, address);
+		is_found = find(heap, address, found, &end);
 		at->offset += (uint64_t)1 << KSLAB_CFG_GRAIN_SHIFT;
-		if (page == &kslab_page_nobody || page == &kslab_page_released ||
-		    page == &kslab_page_metadata)
-			continue;
-		/* Behind the whole of it; at the top of the address space its end is 0. */
-		if (end_of(heap, page) - base > (uintptr_t)at->offset)
-			at->offset = end_of(heap, page) - base;
-		return page;
+		/* At the top of the address space the end is 0. */
+		if (end - base > (uintptr_t)at->offset)
+			at->offset = end - base;
+		if (is_found)
+			return true;
 	}
 }
 
-/* Slot size; 0: a large block that is live. Return: false: nothing that could hold an object. */
-static bool judge_page(const struct kslab_heap *heap, const struct kslab_page *page, uint32_t *size)
-{
-	uintptr_t owner = KSLAB_LOAD_RELAXED(&page->owner);
-	const struct kslab_sc *sc = page->sc;
-
-	*size = 0;
-	if (page->state == KSLAB_PAGE_LARGE)
-		return owner == kslab_large_tag(heap);
-	if ((owner & ~KSLAB_TAG_MASK) == 0 || sc == NULL || page->state == KSLAB_PAGE_FENCED)
-		return false;
-	*size = sc->size;
-	return true;
-}
-
+/* In a look. */
 static kslab_word live_word(const struct kslab_heap *heap, const struct kslab_page *page,
 			    unsigned i)
 {
@@ -197,38 +263,55 @@ static struct kslab_mark_record *add_record(const struct kslab_heap *heap,
 	return NULL;
 }
 
+/* Copy a word of live bits. */
+static kslab_word record_word(struct kslab_mark *mark, const struct found *found, unsigned i)
+{
+	kslab_word live = 0;
+	struct look look;
+
+	if (look_again(mark->heap, found, &look))
+		live = live_word(mark->heap, found->page, i);
+	for (kslab_word w = live; mark->heap->debug_level >= 2 && w != 0; w &= w - 1)
+		note_sequence(mark, found->page, i * KSLAB_WORD_BITS + kslab_ctz(w));
+	end_look(mark->heap, &look);
+	mark->objects += kslab_popcount(live);
+	return live;
+}
+
+static void record_large(struct kslab_mark *mark, const struct found *found)
+{
+	struct look look;
+
+	if (look_again(mark->heap, found, &look))
+		note_sequence(mark, found->page, 0);
+	end_look(mark->heap, &look);
+	mark->objects++;
+}
+
 /* Copy a page's live bits. Return: false: the blocks are full. */
 static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at,
-			const struct kslab_page *page, uint32_t size)
+			const struct found *found)
 {
-	unsigned words = size != 0 ? kslab_page_words(page) : 0, first = 0, count;
+	unsigned first = 0, count;
 
 	do {
 		struct kslab_mark_record *record =
-			add_record(mark->heap, at, words - first, &count);
+			add_record(mark->heap, at, found->words - first, &count);
 		kslab_word *copy;
 
 		if (record == NULL)
 			return false;
-		record->data = page->data;
-		record->size = size;
+		record->data = found->data;
+		record->size = found->size;
 		record->first = (uint16_t)first;
 		record->count = (uint16_t)count;
 		copy = (kslab_word *)record + RECORD_WORDS;
-		for (unsigned i = 0; i < count; i++) {
-			copy[i] = live_word(mark->heap, page, first + i);
-			mark->objects += kslab_popcount(copy[i]);
-			for (kslab_word w = copy[i]; mark->heap->debug_level >= 2 && w != 0;
-			     w &= w - 1)
-				note_sequence(mark, page,
-					      (first + i) * KSLAB_WORD_BITS + kslab_ctz(w));
-		}
+		for (unsigned i = 0; i < count; i++)
+			copy[i] = record_word(mark, found, first + i);
 		first += count;
-	} while (first < words);
-	if (size == 0) {
-		mark->objects++;
-		note_sequence(mark, page, 0);
-	}
+	} while (first < found->words);
+	if (found->size == 0)
+		record_large(mark, found);
 	return true;
 }
 
@@ -239,16 +322,15 @@ static bool record_page(struct kslab_mark *mark, struct kslab_mark_block **at,
 static bool record_all(struct kslab_mark *mark)
 {
 	struct kslab_mark_block *at = mark->blocks;
-	const struct kslab_page *page;
 	struct place place = { false, 0 };
-	uint32_t size;
+	struct found found;
 
 	mark->objects = 0;
 	mark->sequence = 0;
 	for (struct kslab_mark_block *block = at; block != NULL; block = block->next)
 		block->words = 0;
-	while ((page = next_page(mark->heap, &place)) != NULL)
-		if (judge_page(mark->heap, page, &size) && !record_page(mark, &at, page, size))
+	while (next_page(mark->heap, &place, &found))
+		if (!record_page(mark, &at, &found))
 			return false;
 	return true;
 }
@@ -334,18 +416,19 @@ static const struct kslab_mark_record *step(struct cursor *cursor)
 
 /* The bits that word i of the page had at the mark; the cursor only ever goes forward. */
 static kslab_word word_at_mark(const struct kslab_page_map *map, struct cursor *cursor,
-			       const struct kslab_page *page, uint32_t size, unsigned i)
+			       const struct found *found, unsigned i)
 {
 	const struct kslab_mark_record *record = current(cursor);
 
-	while (record != NULL &&
-	       (is_before(map, record->data, page->data) ||
-		(record->data == page->data && record->first + record->count <= i && size != 0)))
+	while (record != NULL && (is_before(map, record->data, found->data) ||
+				  (record->data == found->data &&
+				   record->first + record->count <= i && found->size != 0)))
 		record = step(cursor);
-	if (record == NULL || record->data != page->data || record->size != size ||
+	if (record == NULL || record->data != found->data || record->size != found->size ||
 	    i < record->first)
 		return 0;
-	return size != 0 ? ((const kslab_word *)record)[RECORD_WORDS + i - record->first] : 1;
+	return found->size != 0 ? ((const kslab_word *)record)[RECORD_WORDS + i - record->first]
+				: 1;
 }
 
 struct difference {
@@ -356,36 +439,54 @@ struct difference {
 };
 
 /* Return: false: stop. */
-static bool tell(struct difference *difference, const struct kslab_page *page, uint32_t index,
-		 size_t size)
+static bool tell(struct difference *difference, const struct found *found, uint32_t index)
 {
-	uintptr_t object = page->data + (uintptr_t)index * size;
-	const struct kslab_heap *heap = difference->mark->heap;
+	struct kslab_heap *heap = difference->mark->heap;
+	uintptr_t object = found->data + (uintptr_t)index * found->size;
+	size_t bytes = found->size;
+	struct look look;
 
+	if (look_again(heap, found, &look)) {
+		if (bytes == 0)
+			bytes = kslab_large_bytes(heap, found->page);
+		if (heap->debug_level != 0)
+			kslab_debug_walk(heap, found->page, index, &bytes);
+	}
+	end_look(heap, &look);
 	difference->seen++;
-	if (heap->debug_level != 0)
-		kslab_debug_walk(heap, page, index, &size);
-	return difference->fn == NULL || difference->fn(difference->ctx, (void *)object, size);
+	return difference->fn == NULL || difference->fn(difference->ctx, (void *)object, bytes);
+}
+
+/* Slots of word i that are live and were not at the mark. Of a large block: bit 0. */
+static kslab_word new_in_word(const struct difference *difference, struct cursor *cursor,
+			      const struct found *found, unsigned i)
+{
+	struct kslab_heap *heap = difference->mark->heap;
+	kslab_word old = word_at_mark(&heap->map, cursor, found, i), live = 0, stayed;
+	struct look look;
+
+	if (look_again(heap, found, &look))
+		live = found->size != 0 ? live_word(heap, found->page, i) : 1;
+	for (stayed = live & old; heap->debug_level >= 2 && stayed != 0; stayed &= stayed - 1)
+		if (is_after(sequence_of(heap, found->page,
+					 i * KSLAB_WORD_BITS + kslab_ctz(stayed)),
+			     difference->mark->sequence))
+			old &= ~(stayed & (0 - stayed));
+	end_look(heap, &look);
+	return live & ~old;
 }
 
 static bool compare_page(struct difference *difference, struct cursor *cursor,
-			 const struct kslab_page *page, uint32_t size)
+			 const struct found *found)
 {
-	struct kslab_heap *heap = difference->mark->heap;
-	const uintptr_t newest = difference->mark->sequence;
+	unsigned words = found->size != 0 ? found->words : 1;
 
-	for (unsigned i = 0; i < kslab_page_words(page); i++) {
-		kslab_word live = live_word(heap, page, i),
-			   old = word_at_mark(&heap->map, cursor, page, size, i);
+	for (unsigned i = 0; i < words; i++) {
+		kslab_word new = new_in_word(difference, cursor, found, i);
 
-		for (; live != 0; live &= live - 1) {
-			uint32_t index = i * KSLAB_WORD_BITS + kslab_ctz(live);
-			bool is_new = !(old & kslab_bit(index)) ||
-				      is_after(sequence_of(heap, page, index), newest);
-
-			if (is_new && !tell(difference, page, index, size))
+		for (; new != 0; new &= new - 1)
+			if (!tell(difference, found, i * KSLAB_WORD_BITS + kslab_ctz(new)))
 				return false;
-		}
 	}
 	return true;
 }
@@ -396,24 +497,14 @@ size_t kslab_diff(const struct kslab_mark *mark, bool (*fn)(void *ctx, void *obj
 	struct difference difference = { mark, fn, ctx, 0 };
 	struct cursor cursor = { mark->blocks, 0 };
 	struct kslab_heap *heap = mark->heap;
-	const struct kslab_page *page;
 	struct place place = { false, 0 };
-	uint32_t size;
+	struct found found;
 
 	if (heap == NULL || heap->state != KSLAB_HEAP_READY)
 		return 0;
-	while ((page = next_page(heap, &place)) != NULL) {
-		if (!judge_page(heap, page, &size))
-			continue;
-		if (size != 0) {
-			if (!compare_page(&difference, &cursor, page, size))
-				break;
-		} else if (word_at_mark(&heap->map, &cursor, page, 0, 0) == 0 ||
-			   is_after(sequence_of(heap, page, 0), mark->sequence)) {
-			if (!tell(&difference, page, 0, kslab_large_bytes(heap, page)))
-				break;
-		}
-	}
+	while (next_page(heap, &place, &found))
+		if (!compare_page(&difference, &cursor, &found))
+			break;
 	return difference.seen;
 }
 

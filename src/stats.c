@@ -17,7 +17,7 @@ static void sum_page(void *ctx, const struct kslab_page *page)
 {
 	struct class_sum *sum = ctx;
 	struct kslab_class_stats *out = sum->out;
-	uint32_t live = kslab_page_live(page) - kslab_debug_held_slots(sum->heap, page);
+	uint32_t live = kslab_debug_live(sum->heap, page);
 	size_t bytes = (size_t)page->pages << sum->heap->page_shift;
 
 	out->live += live;
@@ -73,7 +73,7 @@ static bool class_stats(struct kslab_heap *heap, unsigned index, bool has_caches
 
 bool kslab_heap_class_stats(struct kslab_heap *heap, unsigned index, struct kslab_class_stats *out)
 {
-	bool has_caches = index >= KSLAB_CLASSES && kslab_caches_enter(heap), found;
+	bool has_caches = index >= KSLAB_CLASSES && kslab_caches_enter(heap, true), found;
 	const char *name;
 
 	found = class_stats(heap, index, has_caches, out, &name);
@@ -140,7 +140,7 @@ void kslab_heap_stats(struct kslab_heap *heap, struct kslab_stats *out)
 	memset(out, 0, sizeof(*out));
 	if (heap->state != KSLAB_HEAP_READY)
 		return;
-	has_caches = kslab_caches_enter(heap);
+	has_caches = kslab_caches_enter(heap, true);
 	sum_stats(heap, has_caches, out);
 	if (has_caches)
 		kslab_caches_leave(heap);
@@ -216,7 +216,7 @@ void kslab_heap_print(struct kslab_heap *heap, void (*putc)(void *ctx, char c), 
 	bool has_caches;
 
 	memset(&stats, 0, sizeof(stats));
-	has_caches = heap->state == KSLAB_HEAP_READY && kslab_caches_enter(heap);
+	has_caches = heap->state == KSLAB_HEAP_READY && kslab_caches_enter(heap, true);
 	if (heap->state == KSLAB_HEAP_READY)
 		sum_stats(heap, has_caches, &stats);
 	kslab_print_text(

@@ -1244,6 +1244,31 @@ static void broken_links_lose_no_other_page(void **state)
 	testing_end(&t);
 }
 
+/* A CPU that goes round in one page comes by nowhere else. */
+static void a_cpu_that_uses_one_page_serves_requests(void **state)
+{
+	enum { COUNT = 200 };
+	static void *p[COUNT];
+	size_t pages;
+
+	(void)state;
+	testing_begin(&t, &plain);
+	for (unsigned i = 0; i < COUNT; i++)
+		p[i] = get(1000);
+	for (unsigned i = 0; i < COUNT; i++)
+		kslab_heap_free(&t.heap, p[i]);
+	fake_cpu = 1;
+	assert_int_equal(kslab_heap_cpu_online(&t.heap, 1), KSLAB_OK);
+	(void)kslab_heap_reclaim(&t.heap, SIZE_MAX);
+	fake_cpu = 0;
+	pages = t.source.pages_out;
+	for (unsigned i = 0; i < 10000; i++)
+		kslab_heap_free(&t.heap, get(100));
+	assert_true(t.source.pages_out + 40 < pages);
+	testing_step(&t);
+	testing_end(&t);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 #define DEBUG_TESTS                                                                                \
 	TEST(every_size_is_usable_exactly_and_aligned_as_without_debugging),                       \
@@ -1268,6 +1293,7 @@ static void broken_links_lose_no_other_page(void **state)
 		TEST(a_write_after_free_names_slot_cpu_and_caller_of_the_next_issue),              \
 		TEST(remote_frees_are_verified_and_poisoned),                                      \
 		TEST(a_report_hook_may_use_the_heap), TEST(random_work_is_checked_at_every_step),  \
-		TEST(damaged_descriptors_are_fenced_off), TEST(broken_links_lose_no_other_page)
+		TEST(damaged_descriptors_are_fenced_off), TEST(broken_links_lose_no_other_page),   \
+		TEST(a_cpu_that_uses_one_page_serves_requests)
 
 #endif

@@ -5,7 +5,7 @@
  *
  * In the picture: struct kslab_heap, every page that the map knows (object pages with their
  * contents, large blocks, and metadata, which is where zones, descriptors and leaves lie), metadata
- * that the map does not know yet, the bit trees of regions, emergency pages, the three descriptors
+ * that the map does not know yet, the bit trees of regions, emergency pages, the four descriptors
  * that stand for no page, and the zone of CPUs that are not online. Left out, because a refusal is
  * allowed to write them: last_error, failures, slow_frees, lock_acquisitions and the lock's
  * tickets.
@@ -92,7 +92,7 @@ static inline void heap_image_add_window(struct heap_image *image, const struct 
 			uintptr_t address = first + i * grain;
 			const struct kslab_page *page = kslab_page_map_find(&heap->map, address);
 
-			if (page != &kslab_page_nobody && page != &kslab_page_released)
+			if (!kslab_page_is_none(page) || page == &kslab_page_metadata)
 				heap_image_add(image, (const void *)address, grain);
 		}
 	}
@@ -117,6 +117,7 @@ static inline void heap_image_take(struct heap_image *image, struct kslab_heap *
 	heap_image_add(image, &kslab_page_nobody, sizeof(kslab_page_nobody));
 	heap_image_add(image, &kslab_page_released, sizeof(kslab_page_released));
 	heap_image_add(image, &kslab_page_metadata, sizeof(kslab_page_metadata));
+	heap_image_add(image, &kslab_page_under_way, sizeof(kslab_page_under_way));
 	heap_image_add(image, &kslab_zone_none, sizeof(kslab_zone_none));
 	heap_image_skip(image, &heap->lock_acquisitions, sizeof(heap->lock_acquisitions));
 	heap_image_skip(image, &heap->lock, sizeof(heap->lock));

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT
- * test_grain.c - owns the tests of a page map whose grain is longer than 4 KiB: the page is, too.
+ * test_grain.c - owns the tests of a page map whose grain is as long as can be: the page is, too.
  *
- * BUILD: -DKSLAB_CFG_GRAIN_SHIFT=14
+ * BUILD: -DKSLAB_CFG_GRAIN_SHIFT=20
  */
 #include "testing.h"
 
-#define PAGE ((size_t)16384)
+#define PAGE ((size_t)1 << KSLAB_CFG_GRAIN_SHIFT)
 
 static void the_base_page_is_at_least_the_grain_by_default(void **state)
 {
-	static unsigned char memory[16 * PAGE] __attribute__((aligned(16384)));
+	static unsigned char memory[16 * PAGE] __attribute__((aligned(1 << KSLAB_CFG_GRAIN_SHIFT)));
 	static struct kslab_heap heap;
 	struct kslab_stats stats;
 	void *object;

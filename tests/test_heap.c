@@ -1007,6 +1007,55 @@ static void test_object_pages_grow_with_use_up_to_the_limit(void **state)
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
+#if UINTPTR_MAX > 0xffffffffu
+static void *take_run(void *ctx, size_t pages)
+{
+	return pages == 16 ? ctx : NULL;
+}
+
+static void give_run(void *ctx, void *mem, size_t pages)
+{
+	assert_ptr_equal(mem, ctx);
+	assert_int_equal(pages, 16);
+}
+
+/* Base pages of which a few are more than 32 bits can count. */
+static void test_a_long_run_of_long_pages_is_taken_beside_a_region(void **state)
+{
+	const size_t page = (size_t)1 << 28, run = 16 * page;
+	unsigned char *memory = mmap(NULL, 4 * run, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	unsigned char *start =
+		(unsigned char *)(((uintptr_t)memory + 2 * run - 1) & ~(2 * run - 1));
+	struct recorder recorder = { 0 };
+	const struct kslab_config config = { .page_bytes = page,
+					     .alloc_pages = take_run,
+					     .free_pages = give_run,
+					     .source_ctx = start,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+	void *block;
+
+	(void)state;
+	assert_ptr_not_equal(memory, MAP_FAILED);
+	assert_int_equal(kslab_heap_init(&region_heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_add_region(&region_heap, start + run, 4 * page), KSLAB_OK);
+	block = kslab_heap_malloc(&region_heap, run);
+	assert_int_equal(recorder.count, 0);
+	assert_ptr_equal(block, start);
+	assert_true(kslab_heap_check(&region_heap, NULL));
+	kslab_heap_free(&region_heap, block);
+	assert_int_equal(kslab_heap_fini(&region_heap), KSLAB_OK);
+	munmap(memory, 4 * run);
+}
+#else
+static void test_a_long_run_of_long_pages_is_taken_beside_a_region(void **state)
+{
+	(void)state;
+	skip(); /* there is no such run */
+}
+#endif
+
 static void test_emergency_pages_need_a_source_at_once(void **state)
 {
 	static struct kslab_heap heap;
@@ -1047,6 +1096,23 @@ static void test_impossible_configurations_are_refused_before_the_source_is_aske
 		half.free_pages = fake_source_free;
 		assert_int_equal(kslab_heap_init(&t.heap, &half), KSLAB_BAD_ARGUMENT);
 	}
+	fake_source_fini(&t.source);
+}
+
+static void test_a_live_heap_is_not_initialised_again(void **state)
+{
+	const struct kslab_config config = { 0 };
+	void *p;
+
+	(void)state;
+	testing_begin(&t, &config);
+	p = kslab_heap_malloc(&t.heap, 24);
+	assert_int_equal(kslab_heap_init(&t.heap, &config), KSLAB_BAD_ARGUMENT);
+	testing_step(&t);
+	kslab_heap_free(&t.heap, p);
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
+	assert_int_equal(kslab_heap_init(&t.heap, &config), KSLAB_OK);
+	assert_int_equal(kslab_heap_fini(&t.heap), KSLAB_OK);
 	fake_source_fini(&t.source);
 }
 
@@ -1489,9 +1555,11 @@ int main(void)
 		cmocka_unit_test(test_what_lies_idle_is_taken_back_before_an_allocation_fails),
 		cmocka_unit_test(test_a_class_used_once_costs_its_shortest_page),
 		cmocka_unit_test(test_object_pages_grow_with_use_up_to_the_limit),
+		cmocka_unit_test(test_a_long_run_of_long_pages_is_taken_beside_a_region),
 		cmocka_unit_test(test_emergency_pages_need_a_source_at_once),
 		cmocka_unit_test(
 			test_impossible_configurations_are_refused_before_the_source_is_asked),
+		cmocka_unit_test(test_a_live_heap_is_not_initialised_again),
 		cmocka_unit_test(test_init_fails_cleanly_where_emergency_pages_are_not_to_be_had),
 		cmocka_unit_test(test_a_heap_that_was_never_initialised_answers_with_a_reason),
 		cmocka_unit_test(test_the_walk_sees_every_live_object_once),

@@ -1306,6 +1306,34 @@ static void test_emergency_pages_serve_reserve_requests_only(void **state)
 	}
 }
 
+/* A page that was set aside serves no alignment above a page: it lies where it lies. */
+static void test_emergency_pages_do_not_serve_what_they_are_not_aligned_for(void **state)
+{
+	const struct kslab_config config = { .emergency_pages = 8, .debug_level = 1 };
+
+	(void)state;
+	testing_begin(&t, &config);
+	for (size_t align = 8192; align <= 65536; align *= 2) {
+		for (size_t n = 8; n <= 4096; n *= 8) {
+			void *object;
+
+			fake_source_fail_from(&t.source, 1);
+			object = kslab_heap_alloc(&t.heap, n, align, KSLAB_RESERVE);
+			assert_null(object);
+			testing_step(&t);
+			fake_source_fail_from(&t.source, 0);
+			object = kslab_heap_alloc(&t.heap, n, align, KSLAB_RESERVE);
+			assert_non_null(object);
+			assert_int_equal((uintptr_t)object % align, 0);
+			memset(object, 0x11, n);
+			testing_step(&t);
+			kslab_heap_free(&t.heap, object);
+			kslab_heap_reclaim(&t.heap, SIZE_MAX);
+		}
+	}
+	testing_end(&t);
+}
+
 /* They were counted when they were set aside. */
 static void test_emergency_pages_are_there_when_the_quota_is_used_up(void **state)
 {
@@ -1521,6 +1549,7 @@ int main(void)
 		cmocka_unit_test(test_nowait_finds_what_lies_idle_in_regions),
 		cmocka_unit_test(test_unknown_flags_are_refused),
 		cmocka_unit_test(test_emergency_pages_serve_reserve_requests_only),
+		cmocka_unit_test(test_emergency_pages_do_not_serve_what_they_are_not_aligned_for),
 		cmocka_unit_test(test_emergency_pages_are_there_when_the_quota_is_used_up),
 		cmocka_unit_test(test_the_last_error_stays_until_the_next_failure),
 		cmocka_unit_test(test_every_fault_and_reason_has_a_name_of_its_own),

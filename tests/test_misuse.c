@@ -1468,6 +1468,7 @@ static void failures_do_not_eat_memory(void **state)
 	begin(&t, &single_frames);
 	keep = get(64);
 	out = t.source.pages_out;
+	fake_source_protect(&t.source, 2048, 1, true);
 	for (unsigned i = 0; i < 2000; i++) {
 		/*
 		 * A page far away needs a leaf of the map: a record in a chunk, then a page, and

@@ -22,6 +22,7 @@ static void make_page(uintptr_t data, uint32_t bytes, uint32_t slots)
 	memset(&sc, 0, sizeof(sc));
 	sc.size = bytes;
 	kslab_page_init(page, data, 1, bytes, slots);
+	kslab_page_open(page);
 	page->sc = &sc;
 	page->owner = (uintptr_t)&owner;
 }
@@ -270,6 +271,44 @@ static void test_a_remote_free_is_judged_exactly_and_mails_an_armed_page_once(vo
 	every_page(check_remote_free);
 }
 
+/* Whatever the looks of a late free saw: the slots are made live for it. */
+static void check_closed(uint32_t first, uint32_t slots)
+{
+	for (uint32_t i = first; i < slots; i++) {
+		struct kslab_bits *bits = &page->bits[i / KSLAB_WORD_BITS];
+
+		bits->freed = 0;
+		assert_int_equal(kslab_page_free_remote(page, i), KSLAB_REMOTE_DOUBLE);
+		assert_true(bits->remote == ~(kslab_word)0);
+	}
+}
+
+static void test_a_page_without_an_owner_refuses_all_frees(void **state)
+{
+	(void)state;
+	for (uint32_t slots = 1; slots <= WORDS * KSLAB_WORD_BITS; slots++) {
+		uint32_t last = slots - 1, fewer = slots / 2 + 1;
+		uint32_t words = (fewer + KSLAB_WORD_BITS - 1) / KSLAB_WORD_BITS;
+
+		make_page(0x10000, 8, slots);
+		page->bits[last / KSLAB_WORD_BITS].remote = kslab_bit(last); /* just before */
+		kslab_page_close(&owner, page);
+		assert_int_equal(owner.late_count, 1);
+		assert_int_equal(owner.harvested, 1);
+		assert_true(owner.late == page->data + (uintptr_t)last * 8);
+		check_closed(0, slots);
+		/* Another page, with fewer slots, of the same descriptor: made, and opened. */
+		kslab_page_init(page, 0x20000, 1, 8, fewer);
+		assert_true(kslab_page_is_empty(page));
+		check_closed(0, slots);
+		kslab_page_open(page);
+		for (unsigned i = 0; i < words; i++)
+			assert_true(page->bits[i].remote == 0);
+		check_closed(words * KSLAB_WORD_BITS, slots);
+		assert_int_equal(owner.late_count, 1);
+	}
+}
+
 /* ---- mail ------------------------------------------------------------------------------------ */
 
 static void check_arm(const enum slot kinds[SLOTS])
@@ -343,6 +382,7 @@ int main(void)
 		cmocka_unit_test(test_harvest_takes_every_remote_bit_and_notes_late_double_frees),
 		cmocka_unit_test(test_live_and_empty_are_exact_for_every_combination),
 		cmocka_unit_test(test_a_remote_free_is_judged_exactly_and_mails_an_armed_page_once),
+		cmocka_unit_test(test_a_page_without_an_owner_refuses_all_frees),
 		cmocka_unit_test(test_a_page_is_armed_unless_remote_frees_are_there_already),
 		cmocka_unit_test(test_only_a_queued_page_can_not_be_disarmed),
 		cmocka_unit_test(test_mail_goes_to_the_owner_of_the_moment_whatever_his_tags),

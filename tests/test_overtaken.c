@@ -15,6 +15,7 @@
 #include "heap.h"
 #include "page_map.h"
 #include "single_step.h"
+#include <kslab/observe.h>
 
 FAKE_CPU_DEFINE;
 
@@ -34,7 +35,7 @@ static void is_wrong(const char *what)
 		wrong = what;
 }
 
-static void begin_with(const struct kslab_config *config)
+static void begin_empty(const struct kslab_config *config)
 {
 	if (memory == NULL) {
 		memory = mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE,
@@ -42,6 +43,7 @@ static void begin_with(const struct kslab_config *config)
 		assert_true((void *)memory != MAP_FAILED);
 		memory += PAGES * PAGE - (uintptr_t)memory % (PAGES * PAGE);
 	}
+	madvise(memory, PAGES * PAGE, MADV_DONTNEED); /* reads as zero, for purge */
 	memset(&heap, 0, sizeof(heap));
 	memset(&recorder, 0, sizeof(recorder));
 	fake_cpu = 0;
@@ -50,19 +52,32 @@ static void begin_with(const struct kslab_config *config)
 	assert_int_equal(kslab_heap_init(&heap, config), KSLAB_OK);
 }
 
-static void begin(size_t retain_bytes)
+/* The same with memory, and three CPUs online. */
+static void begin_with(const struct kslab_config *config)
 {
-	const struct kslab_config config = { .max_page_bytes = PAGE,
-					     .retain_bytes = retain_bytes,
-					     .report = recorder_report,
-					     .report_ctx = &recorder };
-
-	begin_with(&config);
+	begin_empty(config);
 	assert_int_equal(kslab_heap_add_region(&heap, memory, PAGES * PAGE), KSLAB_OK);
 	for (fake_cpu = 1; fake_cpu < 3; fake_cpu++)
 		assert_int_equal(kslab_heap_cpu_online(&heap, fake_cpu), KSLAB_OK);
 	fake_cpu = 0;
 	assert_non_null(kslab_heap_malloc(&heap, 64)); /* the window is placed, a leaf there */
+}
+
+static void begin_at(unsigned level, size_t retain_bytes)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = retain_bytes,
+					     .debug_level = level,
+					     .quarantine_objects = 1,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	begin_with(&config);
+}
+
+static void begin(size_t retain_bytes)
+{
+	begin_at(0, retain_bytes);
 }
 
 /* The other CPU waits while the lock is taken; what it does then is what it would do at once. */
@@ -71,13 +86,13 @@ static bool may_overtake(void)
 	return fake_masked == 0;
 }
 
-/* stride: between the steps that are overtaken, from the 256th on. */
-static void play(const char *name, void (*op)(void), void (*overtake)(size_t step),
-		 bool (*verify)(void), size_t stride)
+/* may: when; NULL: always. stride: between the steps that are overtaken, from the 256th on. */
+static void play_when(bool (*may)(void), const char *name, void (*op)(void),
+		      void (*overtake)(size_t step), bool (*verify)(void), size_t stride)
 {
 	struct single_step step = { .name = name,
 				    .op = op,
-				    .may_interrupt = may_overtake,
+				    .may_interrupt = may,
 				    .interrupt = overtake,
 				    .verify = verify,
 				    .dense = 256,
@@ -88,6 +103,12 @@ static void play(const char *name, void (*op)(void), void (*overtake)(size_t ste
 		      name, step.steps, step.interrupts, step.failures, step.first_failure);
 	assert_true(good);
 	assert_true(step.interrupts > 20);
+}
+
+static void play(const char *name, void (*op)(void), void (*overtake)(size_t step),
+		 bool (*verify)(void), size_t stride)
+{
+	play_when(may_overtake, name, op, overtake, verify, stride);
 }
 
 static bool verdict(void)
@@ -317,6 +338,82 @@ static void a_block_freed_twice_whose_descriptor_is_used_again(void **state)
 	play("second free of a block", op_free_stale, free_and_reuse, is_other_block_live, 3);
 }
 
+/* ---- a second free that comes too late ------------------------------------------------------- */
+
+static const struct late_scene {
+	const char *name;
+	size_t bytes, slot; /* which is freed twice */
+	size_t next_bytes; /* of the page that gets the descriptor meanwhile; 0: none does */
+	bool is_freed; /* the first free was before */
+} late_scenes[] = {
+	{ "second free, page gone", 2048, 1, 0, false },
+	{ "second free, page gone, last word", 16, 255, 0, false },
+	{ "second free, page gone, refused", 2048, 1, 0, true },
+	{ "second free, next page the same", 2048, 1, 2048, false },
+	{ "second free, next page the same, refused", 2048, 1, 2048, true },
+	{ "second free, next page with fewer slots", 48, 80, 56, false },
+	{ "second free, next page with fewer words", 16, 255, 24, false },
+};
+static const struct late_scene *late_scene;
+
+/* The owner frees the object, its page goes, another one is made of the descriptor. */
+static void free_and_release(size_t step)
+{
+	const struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)target);
+	const struct kslab_sc *sc = &heap.boot_zone.sc[kslab_class_of(late_scene->next_bytes)];
+
+	(void)step;
+	fake_cpu = 0;
+	if (!late_scene->is_freed)
+		kslab_heap_free(&heap, target);
+	if (kslab_heap_reclaim(&heap, SIZE_MAX) != 1)
+		is_wrong("the page did not go");
+	if (late_scene->next_bytes != 0 &&
+	    (!kslab_heap_reserve(&heap, late_scene->next_bytes, 1) || sc->empty.head != page))
+		is_wrong("the descriptor was not used again");
+	fake_cpu = 1;
+}
+
+static bool is_one_refused(void)
+{
+	for (unsigned round = 0; round < 2; round++) {
+		for (fake_cpu = 2; fake_cpu != 0; fake_cpu--)
+			(void)kslab_heap_quiesce(&heap);
+		if (!kslab_heap_quiesce(&heap))
+			is_wrong("what a second free has left is pending for ever");
+		/* The descriptor's next life, too. */
+		if (kslab_heap_malloc(&heap, late_scene->bytes) == NULL)
+			is_wrong("no memory");
+	}
+	if (recorder.count != 1)
+		is_wrong(recorder.count == 0 ? "a second free was not reported"
+					     : "a second free was reported twice");
+	else if (recorder.last.fault != KSLAB_FAULT_DOUBLE_FREE &&
+		 (late_scene->next_bytes == 0 || late_scene->next_bytes == late_scene->bytes))
+		is_wrong(recorder.last.what);
+	check();
+	return verdict();
+}
+
+static void a_second_free_whose_page_goes_back_meanwhile(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(late_scenes); i++) {
+		void *objects[256];
+
+		late_scene = &late_scenes[i];
+		begin(KEPT);
+		for (size_t k = 0; k <= late_scene->slot; k++)
+			assert_non_null(objects[k] = kslab_heap_malloc(&heap, late_scene->bytes));
+		for (size_t k = 0; k < late_scene->slot; k++)
+			kslab_heap_free(&heap, objects[k]);
+		target = objects[late_scene->slot];
+		if (late_scene->is_freed)
+			kslab_heap_free(&heap, target);
+		play(late_scene->name, op_free_stale, free_and_release, is_one_refused, 1);
+	}
+}
+
 /* ---- caches ---------------------------------------------------------------------------------- */
 
 static struct kslab_cache caches[3];
@@ -504,6 +601,485 @@ static void a_request_while_another_one_is_served_is_not_forgotten(void **state)
 	assert_true(sc->pages <= 1);
 	assert_int_equal(kslab_heap_fini(&heap), KSLAB_OK);
 	fake_source_fini(&t.source);
+}
+
+/* ---- debug levels ---------------------------------------------------------------------------- */
+
+#define LIVE 48u
+static unsigned char *live[LIVE];
+
+/* All of what is in the cache is lost; what its pages were is somebody else's at once. */
+static void destroy_forced(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	(void)kslab_cache_destroy_forced(&caches[0]);
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) {
+		live[i] = kslab_heap_malloc(&heap, 200);
+		assert_non_null(live[i]);
+		memset(live[i], 0x11, 200);
+	}
+	fake_cpu = 0;
+}
+
+static bool are_live(void)
+{
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) {
+		if (live[i] != NULL && kslab_heap_usable_size(&heap, live[i]) != 200)
+			is_wrong("a live object was freed by nobody");
+		live[i] = NULL;
+	}
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	fake_cpu = 1;
+	if (kslab_cache_destroy(&caches[0]) != KSLAB_OK)
+		is_wrong("the cache does not end");
+	fake_cpu = 0;
+	check();
+	return verdict();
+}
+
+/* What leaves the quarantine is on its way to its page when that has gone. */
+static void a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine(void **state)
+{
+	void *object;
+
+	(void)state;
+	begin_at(2, KSLAB_RETAIN_NONE);
+	assert_int_equal(kslab_heap_cache_init(&heap, &caches[0], "cache", 200, 0, NULL, NULL),
+			 KSLAB_OK);
+	target = kslab_heap_malloc(&heap, 64);
+	fake_cpu = 1;
+	object = kslab_cache_alloc(&caches[0]);
+	assert_non_null(kslab_cache_alloc(&caches[0]));
+	kslab_cache_free(&caches[0], object);
+	fake_cpu = 0;
+	play("object leaves the quarantine", op_free, destroy_forced, are_live, 1);
+}
+
+/* Another CPU finds a broken link, and makes its lists anew from the page map. */
+static void break_a_link(size_t step)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)live[0]);
+
+	(void)step;
+	page->next = (struct kslab_page *)0x55555555;
+	fake_cpu = 1;
+	for (size_t i = 1; i < TESTING_COUNT(live); i++)
+		if (kslab_page_map_find(&heap.map, (uintptr_t)live[i]) != page)
+			kslab_heap_free(&heap, live[i]);
+	fake_cpu = 0;
+}
+
+static bool is_resized(void)
+{
+	if (got == NULL || kslab_heap_usable_size(&heap, got) != resize_to)
+		is_wrong("the block is none any more");
+	if (recorder.count != 1 || recorder.last.fault != KSLAB_FAULT_CORRUPT_METADATA)
+		is_wrong("the broken link is not what was found");
+	check();
+	return verdict();
+}
+
+/* Objects of a CPU in several pages, of each of which one slot is free; live[0] is in the first one. */
+static void fill_pages(unsigned cpu)
+{
+	unsigned char *object;
+	uintptr_t page = 0;
+
+	fake_cpu = cpu;
+	for (size_t i = 0; i < TESTING_COUNT(live); i++)
+		live[i] = kslab_heap_malloc(&heap, 1000);
+	for (size_t i = 0; i < TESTING_COUNT(live); i++) /* partial pages */
+		if ((uintptr_t)live[i] / PAGE != page) {
+			page = (uintptr_t)live[i] / PAGE;
+			object = live[i];
+			live[i] = NULL;
+			kslab_heap_free(&heap, object);
+		}
+	live[0] = live[1];
+	fake_cpu = 0;
+}
+
+static void a_block_that_is_resized_while_bad_pages_are_fenced_off(void **state)
+{
+	(void)state;
+	begin_at(1, KSLAB_RETAIN_NONE);
+	fill_pages(1);
+	target = kslab_heap_malloc(&heap, 40 * PAGE);
+	resize_to = 20 * PAGE;
+	play("shrinks, pages are fenced off", op_resize, break_a_link, is_resized, 3);
+	memset(live, 0, sizeof(live));
+}
+
+/* Whoever frees what the resize gave, too, is told so; nothing is free twice. */
+static bool is_freed_once(void)
+{
+	static void *all[40];
+
+	if (recorder.count == 0)
+		kslab_heap_free(&heap, got);
+	if (recorder.count == 0)
+		is_wrong("freed twice, and nobody was told");
+	if (recorder.count == 1 && recorder.last.fault != KSLAB_FAULT_DOUBLE_FREE)
+		is_wrong(recorder.last.what);
+	(void)kslab_heap_reclaim(&heap, 0); /* the quarantine is empty */
+	for (size_t i = 0; i < TESTING_COUNT(all); i++) {
+		assert_non_null(all[i] = kslab_heap_malloc(&heap, resize_to));
+		for (size_t k = 0; k < i; k++)
+			if (all[k] == all[i])
+				is_wrong("a slot was given out twice");
+	}
+	check();
+	return verdict();
+}
+
+static void an_object_freed_while_it_is_resized_in_place(void **state)
+{
+	(void)state;
+	begin_at(2, KSLAB_RETAIN_NONE);
+	for (resize_to = 195; resize_to <= 205; resize_to += 10) {
+		target = kslab_heap_malloc(&heap, 200);
+		play("in place at level 2", op_resize, free_elsewhere, is_freed_once, 1);
+	}
+}
+
+#define PIECE ((size_t)1900)
+static unsigned char *pieces[200];
+
+/* The block goes, and what lay there is others' in small pieces, but for where it began. */
+static void free_and_take(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	kslab_heap_free(&heap, target);
+	for (size_t i = 0; i < TESTING_COUNT(pieces); i++) {
+		assert_non_null(pieces[i] = kslab_heap_malloc(&heap, PIECE));
+		memset(pieces[i], 0x22, PIECE);
+	}
+	for (size_t i = 0; i < TESTING_COUNT(pieces); i++)
+		if (pieces[i] == target) {
+			kslab_heap_free(&heap, pieces[i]);
+			pieces[i] = NULL;
+		}
+	fake_cpu = 0;
+}
+
+static bool are_untouched(void)
+{
+	for (size_t i = 0; i < TESTING_COUNT(pieces); i++)
+		for (size_t k = 0; k < PIECE && pieces[i] != NULL; k++)
+			if (pieces[i][k] != 0x22)
+				is_wrong("an object of another CPU was written to");
+	check();
+	return verdict();
+}
+
+static void a_block_that_is_resized_at_a_debug_level_is_nobody_elses(void **state)
+{
+	static const size_t sizes[] = { 20 * PAGE - 300, 20 * PAGE - 20, 18 * PAGE, 22 * PAGE };
+
+	(void)state;
+	for (size_t i = 0; i < TESTING_COUNT(sizes); i++) {
+		begin_at(1, KSLAB_RETAIN_NONE);
+		target = kslab_heap_malloc(&heap, 20 * PAGE - 100);
+		resize_to = sizes[i];
+		play("resized at level 1", op_resize, free_and_take, are_untouched, 3);
+	}
+}
+
+/* ---- observers ------------------------------------------------------------------------------- */
+
+#define KEPT_OBJECTS 24u
+static struct fake_source frames;
+static unsigned char *kept[KEPT_OBJECTS];
+static struct kslab_mark mark;
+
+/* Memory that went back can't be touched. Some objects stay, between others that go. */
+static void begin_to_look(unsigned level)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KSLAB_RETAIN_NONE,
+					     .debug_level = level,
+					     .quarantine_objects = 4,
+					     .alloc_pages = fake_source_alloc,
+					     .free_pages = fake_source_free,
+					     .source_ctx = &frames,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	fake_source_init(&frames, PAGE, 512, true);
+	memset(&heap, 0, sizeof(heap));
+	memset(&recorder, 0, sizeof(recorder));
+	wrong = NULL;
+	fake_cpu = 0;
+	assert_int_equal(kslab_heap_init(&heap, &config), KSLAB_OK);
+	fake_cpu = 1;
+	assert_int_equal(kslab_heap_cpu_online(&heap, 1), KSLAB_OK);
+	for (size_t i = 0; i < TESTING_COUNT(kept); i++) {
+		fake_cpu = 1;
+		live[2 * i] = kslab_heap_malloc(&heap, 900);
+		live[2 * i + 1] = kslab_heap_malloc(&heap, 900);
+		fake_cpu = 0;
+		kept[i] = kslab_heap_malloc(&heap, i % 4 == 3 ? 3 * PAGE : 900);
+	}
+	memset(&mark, 0, sizeof(mark));
+}
+
+/* Pages go back; their descriptors, and where they lay, are those of others. */
+static void pages_go(size_t step)
+{
+	(void)step;
+	fake_cpu = 1;
+	for (size_t i = 0; i < TESTING_COUNT(live); i++)
+		kslab_heap_free(&heap, live[i]);
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	for (size_t i = 0; i < 4; i++) {
+		assert_non_null(kslab_heap_malloc(&heap, 2 * PAGE));
+		assert_non_null(kslab_heap_malloc(&heap, 3000));
+	}
+	fake_cpu = 0;
+}
+
+static void ignore(void *ctx, char c)
+{
+	(void)ctx;
+	(void)c;
+}
+
+static void op_print(void)
+{
+	kslab_heap_print_map(&heap, ignore, NULL);
+}
+
+static void op_mark(void)
+{
+	if (kslab_heap_mark(&heap, &mark) != KSLAB_OK)
+		is_wrong("no mark");
+}
+
+static bool is_new(void *ctx, void *object, size_t bytes)
+{
+	(void)ctx;
+	(void)bytes;
+	for (size_t i = 0; i < TESTING_COUNT(kept); i++)
+		if (object == kept[i])
+			is_wrong("an object that is older than the mark");
+	return true;
+}
+
+static void op_diff(void)
+{
+	(void)kslab_diff(&mark, is_new, NULL);
+}
+
+static bool is_mark_whole(void)
+{
+	op_diff();
+	kslab_unmark(&mark);
+	check();
+	return verdict();
+}
+
+static bool is_well(void)
+{
+	check();
+	return verdict();
+}
+
+static void pages_that_go_while_somebody_looks(void **state)
+{
+	(void)state;
+	for (unsigned level = 0; level < 3; level += 2) {
+		begin_to_look(level);
+		play("stats, pages go", op_look, pages_go, is_well, 37);
+		play("print_map, pages go", op_print, pages_go, is_well, 37);
+		play("mark, pages go", op_mark, pages_go, is_mark_whole, 61);
+		kslab_unmark(&mark);
+		op_mark();
+		play("diff, pages go", op_diff, pages_go, is_well, 61);
+		fake_source_fini(&frames);
+		memset(live, 0, sizeof(live));
+	}
+}
+
+/* The one that has the lock is stopped for good, as by a panic elsewhere. */
+static void the_map_is_printed_while_the_lock_is_taken(void **state)
+{
+	(void)state;
+	for (unsigned level = 0; level < 3; level++) {
+		struct kslab_lock_state lock;
+
+		begin_to_look(level);
+		assert_true(kslab_heap_lock(&heap, &lock));
+		alarm(SINGLE_STEP_HANGS);
+		op_print();
+		alarm(0);
+		kslab_heap_unlock(&heap, &lock);
+		assert_true(is_well());
+		fake_source_fini(&frames);
+	}
+	memset(live, 0, sizeof(live));
+}
+
+/* ---- pages that change hands, at debug level 1 ------------------------------------------------ */
+
+static void op_malloc_object(void)
+{
+	got = kslab_heap_malloc(&heap, 256);
+}
+
+static void op_go_offline(void)
+{
+	fake_cpu = 1;
+	if (kslab_heap_cpu_offline(&heap, 1) != KSLAB_OK)
+		is_wrong("the CPU does not go");
+	fake_cpu = 0;
+}
+
+/* Right, and without the lock, which somebody may hold. */
+static void measure_and_free(size_t step)
+{
+	unsigned cpu = fake_cpu;
+
+	fake_cpu = 2;
+	if (step % 2 == 0 && kslab_heap_usable_size(&heap, target) != 256)
+		is_wrong("a live object has no size");
+	kslab_heap_free(&heap, target);
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	fake_cpu = cpu;
+}
+
+static bool is_freed_once(void)
+{
+	check();
+	if (recorder.count != 0)
+		is_wrong(recorder.last.what);
+	kslab_heap_free(&heap, target);
+	if (got != target && recorder.count != 1)
+		is_wrong("a free had no effect");
+	return verdict();
+}
+
+static void a_free_in_a_page_that_changes_hands(void **state)
+{
+	const struct kslab_config config = { .max_page_bytes = PAGE,
+					     .retain_bytes = KEPT,
+					     .debug_level = 1,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		begin_with(&config);
+		fake_cpu = 1;
+		assert_non_null(target = kslab_heap_malloc(&heap, 256));
+		assert_non_null(kslab_heap_malloc(&heap, 256));
+		fake_cpu = 0;
+		if (i == 0)
+			op_go_offline();
+		play_when(NULL,
+			  i == 0 ? "adopt, an object is freed" : "offline, an object is freed",
+			  i == 0 ? op_malloc_object : op_go_offline, measure_and_free,
+			  is_freed_once, 1);
+	}
+}
+
+/* ---- base pages that are purged -------------------------------------------------------------- */
+
+#define SLOT_BYTES ((size_t)1024)
+#define SLOTS 16u /* of a page */
+
+static unsigned char *slot[2 * SLOTS]; /* the first one of each page is live */
+static unsigned char *live_slot; /* what is left of them */
+static const unsigned char *purged; /* just now, so many bytes */
+static size_t purged_bytes;
+
+static void purge_memory(void *ctx, void *mem, size_t bytes)
+{
+	(void)ctx;
+	purged = mem;
+	purged_bytes = bytes;
+	for (size_t i = 0; i < bytes; i += SLOT_BYTES / 2) /* few steps */
+		((volatile unsigned char *)mem)[i] = 0;
+	purged_bytes = 0;
+}
+
+static void op_purge(void)
+{
+	kslab_heap_purge_pages(&heap, NULL);
+}
+
+/* As many as the pages have slots. */
+static void use_slots(void)
+{
+	unsigned char *taken[2 * SLOTS];
+
+	for (size_t i = 0; i < TESTING_COUNT(taken); i++) {
+		taken[i] = kslab_heap_malloc(&heap, SLOT_BYTES);
+		if (taken[i] == NULL || taken[i] == live_slot ||
+		    (taken[i] < purged + purged_bytes && taken[i] + SLOT_BYTES > purged))
+			is_wrong("memory was issued that is live, or is being purged");
+	}
+	for (size_t i = 0; i < TESTING_COUNT(taken); i++)
+		kslab_heap_free(&heap, taken[i]);
+}
+
+/* A wrong free, of what will be purged, is, or was; and the last right one of that page. */
+static void free_in_a_purged_page(size_t step)
+{
+	unsigned first = step / 2 % 2 * SLOTS;
+
+	fake_cpu = step % 2; /* an interrupt, or another CPU */
+	live_slot = slot[SLOTS - first];
+	kslab_heap_free(&heap, slot[first + 6]);
+	if (recorder.count != 1 || recorder.last.fault != KSLAB_FAULT_DOUBLE_FREE ||
+	    recorder.last.pointer != slot[first + 6])
+		is_wrong("a second free was not refused at once");
+	kslab_heap_free(&heap, slot[first]);
+	use_slots();
+	fake_cpu = 0;
+}
+
+/* Everything is free again, and goes. */
+static bool is_all_there(void)
+{
+	check();
+	use_slots();
+	kslab_heap_free(&heap, live_slot);
+	for (unsigned round = 0; round < 2; round++) {
+		for (fake_cpu = 0; fake_cpu < 2; fake_cpu++) {
+			(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+			kslab_heap_idle(&heap);
+		}
+		fake_cpu = 0;
+	}
+	check();
+	if (recorder.count != 1)
+		is_wrong("a right free was refused");
+	if (heap.tally.pages[kslab_class_of(SLOT_BYTES)] != 0)
+		is_wrong("a page that was purged is lost");
+	return verdict();
+}
+
+static void frees_in_a_page_that_is_being_purged(void **state)
+{
+	const struct kslab_config config = { .retain_bytes = KEPT,
+					     .purge = purge_memory,
+					     .report = recorder_report,
+					     .report_ctx = &recorder };
+
+	(void)state;
+	begin_with(&config);
+	for (size_t i = 0; i < TESTING_COUNT(slot); i++)
+		assert_non_null(slot[i] = kslab_heap_malloc(&heap, SLOT_BYTES));
+	assert_true(slot[0] + (SLOTS - 1) * SLOT_BYTES == slot[SLOTS - 1]);
+	for (size_t i = 0; i < TESTING_COUNT(slot); i++)
+		if (i % SLOTS != 0)
+			kslab_heap_free(&heap, slot[i]);
+	kslab_zone_collect(&heap, &heap.boot_zone); /* none is current */
+	play("purge, frees in the page", op_purge, free_in_a_purged_page, is_all_there, 3);
 }
 
 /* ---- a CPU that comes and goes --------------------------------------------------------------- */
@@ -729,7 +1305,7 @@ static void a_heap_ends_when_nobody_walks_the_list_of_heaps(void **state)
 		bool good;
 
 		pieces = 0;
-		begin_with(&config);
+		begin_empty(&config);
 		assert_non_null(kslab_heap_malloc(&heap, 64));
 		fake_source_init(&source, PAGE, 64, true);
 		assert_int_equal(kslab_heap_init(ending, &other), KSLAB_OK);
@@ -753,10 +1329,19 @@ int main(void)
 		cmocka_unit_test(a_wrong_free_into_a_block_that_is_being_made),
 		cmocka_unit_test(a_block_freed_while_it_is_resized),
 		cmocka_unit_test(a_block_freed_twice_whose_descriptor_is_used_again),
+		cmocka_unit_test(a_second_free_whose_page_goes_back_meanwhile),
 		cmocka_unit_test(a_cache_that_ends_while_figures_are_read),
 		cmocka_unit_test(blocks_that_come_and_go_while_figures_are_read),
 		cmocka_unit_test(a_full_page_of_limbo_that_gets_mail),
 		cmocka_unit_test(a_request_while_another_one_is_served_is_not_forgotten),
+		cmocka_unit_test(a_cache_that_is_destroyed_while_its_object_leaves_the_quarantine),
+		cmocka_unit_test(a_block_that_is_resized_while_bad_pages_are_fenced_off),
+		cmocka_unit_test(an_object_freed_while_it_is_resized_in_place),
+		cmocka_unit_test(a_block_that_is_resized_at_a_debug_level_is_nobody_elses),
+		cmocka_unit_test(pages_that_go_while_somebody_looks),
+		cmocka_unit_test(the_map_is_printed_while_the_lock_is_taken),
+		cmocka_unit_test(a_free_in_a_page_that_changes_hands),
+		cmocka_unit_test(frees_in_a_page_that_is_being_purged),
 		cmocka_unit_test(a_zone_is_found_however_often_its_cpu_comes_and_goes),
 		cmocka_unit_test(a_heap_ends_when_nobody_walks_the_list_of_heaps),
 	};

@@ -195,11 +195,12 @@ static void test_a_window_can_step_aside_once_and_keeps_its_entries(void **state
 	if (sizeof(void *) == 4)
 		skip(); /* the window is the whole address space */
 	begin();
-	assert_false(kslab_page_map_can_step_aside(&map)); /* nothing in it yet: it just moves */
+	assert_false(
+		kslab_page_map_can_step_aside(&map, 1, 0)); /* nothing in it yet: it just moves */
 	kslab_page_map_add_leaf(&map, base + 5 * SPAN, leaves[0]);
 	kslab_page_map_set(&map, base + 5 * SPAN + 3 * GRAIN, 2 * GRAIN, &a);
-	assert_true(kslab_page_map_can_step_aside(&map));
-	kslab_page_map_step_aside(&map);
+	assert_true(kslab_page_map_can_step_aside(&map, 1, 0));
+	kslab_page_map_step_aside(&map, 1, 0);
 	second = (uintptr_t)(16 * KSLAB_WINDOW_BYTES);
 	kslab_page_map_init(&map, second, NULL, 0);
 	kslab_page_map_join_side(&map);
@@ -219,7 +220,7 @@ static void test_a_window_can_step_aside_once_and_keeps_its_entries(void **state
 			 &kslab_page_released);
 	assert_ptr_equal(kslab_page_map_find(&map, base + 5 * SPAN + 4 * GRAIN), &a);
 	/* Once only. */
-	assert_false(kslab_page_map_can_step_aside(&map));
+	assert_false(kslab_page_map_can_step_aside(&map, 1, 0));
 }
 
 /* Where the new window overlaps the side window both ways lead to one leaf. */
@@ -236,7 +237,7 @@ static void test_an_overlapping_side_window_shares_its_leaves(void **state)
 	old = base + (KSLAB_CFG_TOP_ENTRIES - 2) * SPAN;
 	kslab_page_map_add_leaf(&map, old, leaves[0]);
 	kslab_page_map_set(&map, old + 3 * GRAIN, GRAIN, &a);
-	kslab_page_map_step_aside(&map);
+	kslab_page_map_step_aside(&map, 1, 0);
 	/* The new window begins in the middle of the side window. */
 	base = old - SPAN;
 	kslab_page_map_init(&map, base, NULL, 0);
@@ -260,18 +261,18 @@ static void test_leaves_cost_at_most_three_thousandths(void **state)
 	assert_true(KSLAB_WINDOW_BYTES >= (uint64_t)4 << 30);
 }
 
-static void test_the_three_nobodies_belong_to_no_owner(void **state)
+static void test_the_four_nobodies_belong_to_no_owner(void **state)
 {
+	const struct kslab_page *none[] = { &kslab_page_nobody, &kslab_page_released,
+					    &kslab_page_metadata, &kslab_page_under_way };
+
 	(void)state;
-	assert_int_equal(kslab_page_nobody.owner & ~KSLAB_TAG_MASK, 0);
-	assert_int_equal(kslab_page_released.owner & ~KSLAB_TAG_MASK, 0);
-	assert_int_equal(kslab_page_metadata.owner & ~KSLAB_TAG_MASK, 0);
-	assert_true(kslab_page_nobody.owner != 0); /* 0 is the key of a busy zone */
-	assert_true(kslab_page_released.owner != 0);
-	assert_true(kslab_page_metadata.owner != 0);
-	assert_int_equal(kslab_page_nobody.slots, 0);
-	assert_int_equal(kslab_page_released.slots, 0);
-	assert_int_equal(kslab_page_metadata.slots, 0);
+	for (size_t i = 0; i < TESTING_COUNT(none); i++) {
+		assert_int_equal(none[i]->owner & ~KSLAB_TAG_MASK, 0);
+		assert_true(none[i]->owner != 0); /* 0 is the key of a busy zone */
+		assert_int_equal(none[i]->slots, 0);
+		assert_true(kslab_page_is_none(none[i]));
+	}
 }
 
 int main(void)
@@ -286,7 +287,7 @@ int main(void)
 		cmocka_unit_test(test_a_window_can_step_aside_once_and_keeps_its_entries),
 		cmocka_unit_test(test_an_overlapping_side_window_shares_its_leaves),
 		cmocka_unit_test(test_leaves_cost_at_most_three_thousandths),
-		cmocka_unit_test(test_the_three_nobodies_belong_to_no_owner),
+		cmocka_unit_test(test_the_four_nobodies_belong_to_no_owner),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

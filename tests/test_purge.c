@@ -232,41 +232,244 @@ static void test_the_cpu_may_change_and_the_callback_may_call(void **state)
 	end(0);
 }
 
-/* Somebody frees an object again that lies in what is being purged: one report, one free slot. */
-static unsigned char *was[OBJECTS], *freed_again;
+/* ---- what comes while the callback works ----------------------------------------------------- */
 
-static void free_again(unsigned char *mem, size_t bytes)
+static unsigned char *was[OBJECTS]; /* where the objects lay */
+static size_t expected_faults;
+static unsigned purges; /* of object pages */
+
+/* Pages of the class on CPU 0, none of them empty, most of them free. */
+static void scatter(size_t count)
 {
-	/* Not a page that goes as a whole: there the map tells at once. */
-	if (freed_again != NULL || kslab_page_map_find(&heap.map, (uintptr_t)mem)->sc == NULL)
-		return;
-	for (size_t i = 0; i < objects && freed_again == NULL; i++)
-		if (object[i].p == NULL && was[i] >= mem && was[i] < mem + bytes)
-			freed_again = was[i];
-	if (freed_again != NULL)
-		kslab_heap_free(&heap, freed_again);
+	for (size_t i = 0; i < count; i++) {
+		make(1000);
+		was[i] = object[i].p;
+	}
+	for (size_t i = 0; i < objects; i++)
+		if (i % 12 != 0)
+			drop(&object[i]);
+	expected_faults = 0;
+	purges = 0;
 }
 
-static void test_a_double_free_meanwhile_is_found(void **state)
+/* A page that goes as a whole is none: there the map tells at once. */
+static struct kslab_page *object_page_at(const unsigned char *mem)
+{
+	struct kslab_page *page = kslab_page_map_find(&heap.map, (uintptr_t)mem);
+
+	return page->sc != NULL ? page : NULL;
+}
+
+static bool overlaps(const unsigned char *p, const unsigned char *mem, size_t bytes)
+{
+	return p < mem + bytes && p + 1000 > mem;
+}
+
+static void free_again(unsigned cpu, unsigned char *p)
+{
+	fake_cpu = cpu;
+	kslab_heap_free(&heap, p);
+	assert_int_equal(recorder.count, ++expected_faults);
+	assert_int_equal(recorder.last.fault, KSLAB_FAULT_DOUBLE_FREE);
+	assert_ptr_equal(recorder.last.pointer, p);
+	assert_ptr_equal(recorder.last.object, p);
+}
+
+/* Each slot of it is freed again: refused at the call; then there is no slot of it to be had. */
+static void free_all_again(unsigned char *mem, size_t bytes)
+{
+	unsigned char *taken[40];
+
+	if (object_page_at(mem) == NULL)
+		return;
+	purges++;
+	for (size_t i = 0; i < objects; i++)
+		if (object[i].p == NULL && overlaps(was[i], mem, bytes))
+			for (unsigned cpu = 0; cpu < 2; cpu++)
+				free_again(cpu, was[i]);
+	check(expected_faults);
+	for (unsigned cpu = 0; cpu < 2; cpu++) {
+		fake_cpu = cpu;
+		for (size_t i = 0; i < TESTING_COUNT(taken); i++) {
+			assert_non_null(taken[i] = kslab_heap_malloc(&heap, 1000));
+			assert_false(overlaps(taken[i], mem, bytes));
+		}
+		for (size_t i = 0; i < TESTING_COUNT(taken); i++)
+			kslab_heap_free(&heap, taken[i]);
+	}
+	fake_cpu = 0;
+	check(expected_faults);
+}
+
+static void test_a_double_free_meanwhile_is_refused_at_once(void **state)
 {
 	(void)state;
 	begin(0);
-	for (size_t i = 0; i < 300; i++)
-		make(1000);
-	for (size_t i = 0; i < objects; i++) {
-		was[i] = object[i].p;
-		if (i % 12 != 0)
-			drop(&object[i]);
-	}
-	freed_again = NULL;
-	on_purge = free_again;
+	scatter(300);
+	on_purge = free_all_again;
 	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
 	on_purge = NULL;
-	assert_non_null(freed_again);
-	check(1);
-	assert_int_equal(recorder.last.fault, KSLAB_FAULT_DOUBLE_FREE);
-	assert_ptr_equal(recorder.last.pointer, freed_again);
-	end(1);
+	assert_true(purges > 3 && expected_faults > 20);
+	check(expected_faults);
+	end(expected_faults);
+}
+
+/* When all is free, nothing but metadata is in use. */
+static void assert_nothing_is_lost(void)
+{
+	struct kslab_stats stats;
+
+	for (size_t i = 0; i < objects; i++)
+		if (object[i].p != NULL)
+			drop(&object[i]);
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned cpu = 0; cpu < 2; cpu++) {
+			fake_cpu = cpu;
+			(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+		}
+	}
+	fake_cpu = 0;
+	assert_true(kslab_heap_quiesce(&heap));
+	kslab_heap_stats(&heap, &stats);
+	assert_int_equal(stats.live_objects, 0);
+	assert_int_equal(stats.pages_in_use, stats.metadata_pages);
+}
+
+/* The page gets its other slots back, and is empty then. */
+static void free_the_others(unsigned char *mem, size_t bytes)
+{
+	struct kslab_page *page = object_page_at(mem);
+
+	(void)bytes;
+	if (page == NULL)
+		return;
+	purges++;
+	for (size_t i = 0; i < objects; i++) {
+		if (object[i].p == NULL ||
+		    kslab_page_map_find(&heap.map, (uintptr_t)object[i].p) != page)
+			continue;
+		fake_cpu = purges % 2;
+		drop(&object[i]);
+	}
+	for (unsigned cpu = 0; cpu < 2; cpu++) {
+		fake_cpu = cpu;
+		kslab_heap_idle(&heap); /* serves the request, too */
+	}
+	fake_cpu = 0;
+	assert_ptr_equal(object_page_at(mem), page);
+	check(0);
+}
+
+static void test_a_page_that_becomes_empty_meanwhile_is_not_lost(void **state)
+{
+	(void)state;
+	begin(0);
+	scatter(300);
+	on_purge = free_the_others;
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	on_purge = NULL;
+	assert_true(purges > 3);
+	check(0);
+	assert_nothing_is_lost();
+	end(0);
+}
+
+/* The CPU goes, or goes and comes, while a page of it is being purged by a thread that has moved. */
+static bool comes_back;
+
+static void go_away(unsigned char *mem, size_t bytes)
+{
+	struct kslab_page *page = object_page_at(mem);
+
+	if (page == NULL || heap.zone[1] == &kslab_zone_none)
+		return;
+	purges++;
+	for (size_t i = 0; i < objects; i++) /* to be harvested when the callback is over */
+		if (object[i].p != NULL && !overlaps(object[i].p, mem, bytes) &&
+		    kslab_page_map_find(&heap.map, (uintptr_t)object[i].p) == page) {
+			fake_cpu = 0;
+			drop(&object[i]);
+			fake_cpu = 1;
+			break;
+		}
+	assert_int_equal(kslab_heap_cpu_offline(&heap, 1), KSLAB_OK);
+	fake_cpu = 0;
+	(void)kslab_heap_reclaim(&heap, 1000);
+	check(0);
+	for (size_t i = 0; i < 40; i++) {
+		unsigned char *p = kslab_heap_malloc(&heap, 1000);
+
+		assert_false(overlaps(p, mem, bytes));
+		kslab_heap_free(&heap, p);
+	}
+	if (comes_back) {
+		fake_cpu = 1;
+		assert_int_equal(kslab_heap_cpu_online(&heap, 1), KSLAB_OK);
+	}
+}
+
+static void test_the_cpu_may_go_meanwhile(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		comes_back = i != 0;
+		begin(0);
+		fake_cpu = 1;
+		scatter(300);
+		on_purge = go_away;
+		(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+		on_purge = NULL;
+		assert_int_equal(fake_cpu, i);
+		fake_cpu = 0;
+		check(0);
+		(void)kslab_heap_quiesce(&heap);
+		assert_null(heap.lingering);
+		if (heap.zone[1] == &kslab_zone_none) {
+			fake_cpu = 1;
+			assert_int_equal(kslab_heap_cpu_online(&heap, 1), KSLAB_OK);
+			fake_cpu = 0;
+		}
+		assert_nothing_is_lost();
+		end(0);
+	}
+}
+
+/* The callback calls reclaim: it purges other pages. */
+static struct {
+	unsigned char *mem;
+	size_t bytes;
+} under_way[3];
+static size_t depth;
+
+static void reclaim_again(unsigned char *mem, size_t bytes)
+{
+	if (object_page_at(mem) == NULL)
+		return;
+	purges++;
+	for (size_t i = 0; i < depth; i++)
+		assert_true(mem + bytes <= under_way[i].mem ||
+			    under_way[i].mem + under_way[i].bytes <= mem);
+	if (depth == TESTING_COUNT(under_way))
+		return;
+	under_way[depth].mem = mem;
+	under_way[depth++].bytes = bytes;
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	check(0);
+	depth--;
+}
+
+static void test_reclaim_in_the_callback_purges_other_pages(void **state)
+{
+	(void)state;
+	begin(0);
+	scatter(100);
+	on_purge = reclaim_again;
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	on_purge = NULL;
+	assert_true(purges > 3);
+	check(0);
+	assert_nothing_is_lost();
+	end(0);
 }
 
 /* Free memory holds its poison there: it is looked at later. */
@@ -319,7 +522,10 @@ int main(void)
 		cmocka_unit_test(test_base_pages_without_a_live_object_go),
 		cmocka_unit_test(test_enough_is_enough),
 		cmocka_unit_test(test_the_cpu_may_change_and_the_callback_may_call),
-		cmocka_unit_test(test_a_double_free_meanwhile_is_found),
+		cmocka_unit_test(test_a_double_free_meanwhile_is_refused_at_once),
+		cmocka_unit_test(test_a_page_that_becomes_empty_meanwhile_is_not_lost),
+		cmocka_unit_test(test_the_cpu_may_go_meanwhile),
+		cmocka_unit_test(test_reclaim_in_the_callback_purges_other_pages),
 		cmocka_unit_test(test_debug_levels_keep_free_memory),
 		cmocka_unit_test(test_pages_of_the_source_are_left_alone),
 	};

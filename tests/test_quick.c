@@ -151,6 +151,52 @@ static void test_the_window_ends_where_its_map_ends(void **state)
 	end(1);
 }
 
+/* Without a wish the window of a short map is placed so that it holds what comes first. */
+static void test_a_short_map_reaches_the_first_region(void **state)
+{
+	struct kslab_config config = configuration();
+
+	(void)state;
+	for (size_t leaf = 0; leaf <= 2; leaf++) {
+		void *block[2 * LEAVES];
+		size_t n = 0;
+
+		memset(flat, 0, sizeof(flat));
+		memset(&recorder, 0, sizeof(recorder));
+		config.window_base = 0;
+		assert_int_equal(kslab_init(&config), KSLAB_OK);
+		assert_int_equal(kslab_add_region(memory + leaf * SPAN - leaf,
+						  LEAVES * SPAN + leaf),
+				 leaf == 0 ? KSLAB_OK : KSLAB_BAD_ARGUMENT);
+		if (leaf != 0)
+			assert_int_equal(kslab_add_region(memory + leaf * SPAN, LEAVES * SPAN),
+					 KSLAB_OK);
+		while (n < 2 * LEAVES && (block[n] = kslab_malloc(SPAN / 2)) != NULL)
+			n++;
+		assert_in_range(n, 2 * LEAVES - 4, 2 * LEAVES - 1);
+		check(leaf != 0);
+		kslab_free_bulk(n, block);
+		end(leaf != 0);
+	}
+}
+
+/* The map of a window at the end of the address space has no entry for what lies at its beginning. */
+static void test_null_does_not_lie_in_a_window_at_the_end(void **state)
+{
+	struct kslab_config config = configuration();
+
+	(void)state;
+	memset(flat, 0, sizeof(flat));
+	memset(&recorder, 0, sizeof(recorder));
+	config.window_base = (uintptr_t)0 - 2 * SPAN;
+	assert_int_equal(kslab_init(&config), KSLAB_OK);
+	kslab_free(NULL);
+	check(0);
+	kslab_free((void *)(uintptr_t)PAGE);
+	assert_int_equal(recorder.last.fault, KSLAB_FAULT_FOREIGN_POINTER);
+	end(1);
+}
+
 /* The whole way of a CPU: it comes, allocates, others free for it, it goes. */
 static void test_each_cpu_has_its_zone_at_hand(void **state)
 {
@@ -223,6 +269,8 @@ int main(void)
 		cmocka_unit_test(test_objects_of_all_leaves_are_found),
 		cmocka_unit_test(test_addresses_without_a_leaf_are_foreign),
 		cmocka_unit_test(test_the_window_ends_where_its_map_ends),
+		cmocka_unit_test(test_a_short_map_reaches_the_first_region),
+		cmocka_unit_test(test_null_does_not_lie_in_a_window_at_the_end),
 		cmocka_unit_test(test_each_cpu_has_its_zone_at_hand),
 		cmocka_unit_test(test_another_heap_is_not_touched),
 	};

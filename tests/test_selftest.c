@@ -264,6 +264,16 @@ static void test_read_only_memory_is_found(void **state)
 	assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) != 0);
 }
 
+static void test_a_window_that_is_elsewhere_is_named(void **state)
+{
+	(void)state;
+	config.window_base = (uintptr_t)source.memory;
+	assert_true(run());
+	config.window_base = (uintptr_t)source.memory + source.pages * PAGE +
+			     ((uintptr_t)1 << KSLAB_CFG_LEAF_SHIFT);
+	expect("window_base", "is not where");
+}
+
 static void test_wrong_cpu_numbers_are_named(void **state)
 {
 	(void)state;
@@ -455,6 +465,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_wrong_alloc_pages_is_named, fresh, done),
 		cmocka_unit_test_setup_teardown(test_wrong_free_pages_is_named, fresh, done),
 		cmocka_unit_test_setup_teardown(test_read_only_memory_is_found, fresh, done),
+		cmocka_unit_test_setup_teardown(test_a_window_that_is_elsewhere_is_named, fresh,
+						done),
 		cmocka_unit_test_setup_teardown(test_wrong_cpu_numbers_are_named, fresh, done),
 		cmocka_unit_test_setup_teardown(test_wrong_irq_hooks_are_named, fresh, done),
 		cmocka_unit_test_setup_teardown(test_purge_that_does_not_clear_is_named, fresh,

@@ -97,6 +97,19 @@
 #if KSLAB_CFG_LEAF_SHIFT <= KSLAB_CFG_GRAIN_SHIFT || KSLAB_CFG_LEAF_SHIFT > 30
 #error "KSLAB_CFG_LEAF_SHIFT: above the grain, at most 30"
 #endif
+/* These stand beside other operators. */
+#if 2 * KSLAB_CFG_CPUS * 2 != (KSLAB_CFG_CPUS)*4
+#error "KSLAB_CFG_CPUS: an expression needs parentheses"
+#endif
+#if 2 * KSLAB_CFG_LEVELS * 2 != (KSLAB_CFG_LEVELS)*4
+#error "KSLAB_CFG_LEVELS: an expression needs parentheses"
+#endif
+#if 2 * KSLAB_CFG_GRAIN_SHIFT * 2 != (KSLAB_CFG_GRAIN_SHIFT)*4
+#error "KSLAB_CFG_GRAIN_SHIFT: an expression needs parentheses"
+#endif
+#if 2 * KSLAB_CFG_LEAF_SHIFT * 2 != (KSLAB_CFG_LEAF_SHIFT)*4
+#error "KSLAB_CFG_LEAF_SHIFT: an expression needs parentheses"
+#endif
 #if (KSLAB_CFG_TOP_ENTRIES) < 1 || ((KSLAB_CFG_TOP_ENTRIES) & ((KSLAB_CFG_TOP_ENTRIES)-1)) != 0
 #error "KSLAB_CFG_TOP_ENTRIES: a power of two"
 #endif

@@ -68,7 +68,7 @@ struct kslab_zone {
 #define KSLAB_SIDE_ENTRIES 4
 struct kslab_page_map {
 	uintptr_t base; /* [I] first address of the window */
-	/* [I] entries of top that can be used: all, what the flat map has; 0: no window yet */
+	/* [I] entries of top that can be used: kslab_page_map_leaves; 0: no window yet */
 	size_t limit;
 	uintptr_t top[KSLAB_CFG_TOP_ENTRIES]; /* [a] written under [l] */
 	uintptr_t side_base; /* [I] of the side window, where a heap began on a static array */
@@ -101,8 +101,8 @@ struct kslab_lock {
 
 /*
  * A run of pages that the heap keeps for itself: metadata, its record in a chunk; or a page that is
- * set aside, or a run that waits to go back, the record in its first bytes. All [l], but of a run
- * that waits.
+ * set aside, a run that is under way, or one that waits to go back, the record in its first bytes.
+ * All [l], but of a run that waits.
  */
 struct kslab_chunk {
 	struct kslab_chunk *child[2]; /* in a tree of runs: see chunk_tree.h */
@@ -214,6 +214,8 @@ struct kslab_heap {
 	unsigned regions; /* [l] */
 	struct kslab_region region[KSLAB_CFG_REGIONS];
 	struct kslab_chunk_tree emergency; /* [l] single base pages for KSLAB_RESERVE */
+	/* [l] runs from a callback or set aside that nothing was made of yet, and the map does not know */
+	struct kslab_chunk_tree under_way;
 	size_t emergency_target; /* [l] how many there should be */
 	struct kslab_chunk *waiting; /* [a] runs that were given up in an NMI; popped under [l] */
 	/* [a] zones of CPUs that have been online, whether they are or not; CPU 0 has none */

@@ -61,11 +61,13 @@ extern "C" {
 /* All zero is a valid configuration but for the page source: give callbacks, or add a region. */
 struct kslab_config {
 	/*
-	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL; it may refuse
+	 * Page source. alloc_pages returns `pages` contiguous base pages, or NULL: their virtual
+	 * address, where they can be read and written; they may hold anything. It may refuse
 	 * every pages > 1: single pages are enough for all sizes up to one page. A run longer than
 	 * one page should be aligned to its size (power of two); if it is not, it is used where
-	 * that does no harm. free_pages gets exactly the runs that alloc_pages returned. Either may
-	 * call kslab itself.
+	 * that does no harm. free_pages gets exactly the runs that alloc_pages returned. Both are
+	 * called from wherever kslab is: by a handler that allocates or frees, too, but not in an
+	 * NMI, nor alloc_pages with KSLAB_NOWAIT. Either may call kslab itself.
 	 */
 	void *(*alloc_pages)(void *ctx, size_t pages);
 	void (*free_pages)(void *ctx, void *mem, size_t pages);
@@ -89,7 +91,10 @@ struct kslab_config {
 	 */
 	size_t retain_bytes;
 	size_t max_pages; /* quota of base pages; 0: none */
-	/* base pages set aside for KSLAB_RESERVE requests, from alloc_pages, in kslab_init */
+	/*
+	 * base pages set aside for KSLAB_RESERVE requests that need a single one, from alloc_pages,
+	 * in kslab_init; inside the window, if that is given
+	 */
 	size_t emergency_pages;
 	/* in the first address range to manage; 0: found from the first page or region */
 	uintptr_t window_base;
@@ -103,7 +108,8 @@ struct kslab_config {
 	/*
 	 * Regions only: called with a run that holds no live object, of free pages or inside an
 	 * object page; it MUST read as zero after. With a purge callback, regions MUST read as zero
-	 * when they are added. What is being purged can't be allocated just then.
+	 * when they are added. What is being purged can't be allocated just then, nor can the other
+	 * free slots of its object page.
 	 */
 	void (*purge)(void *ctx, void *mem, size_t bytes);
 	size_t purge_bytes; /* free memory a region may hold before purge is called; 0: 8 MiB */
@@ -125,8 +131,8 @@ extern struct kslab_heap kslab_default_heap;
 /*
  * kslab_init - make the heap usable on CPU 0
  * Context: once, before any other call; CPU 0; not from an interrupt.
- * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, or the caller was compiled with another
- * configuration than the library; nothing changed), NO_PAGES.
+ * Return: KSLAB_OK, BAD_ARGUMENT (a value out of range, a heap that is live already, or the caller was
+ * compiled with another configuration than the library; nothing changed), NO_PAGES.
  * Complexity: O(1), 80,000; O(emergency_pages) with them.
  */
 enum kslab_reason kslab_init(const struct kslab_config *config);
@@ -159,6 +165,8 @@ enum kslab_reason kslab_heap_init_region(struct kslab_heap *heap, void *mem, siz
  * Context: any CPU, thread or interrupt. MUST not be used by anybody else afterwards.
  * Return: KSLAB_OK, NOT_INITIALISED, or BAD_ARGUMENT after fault BAD_REGION (too small, wraps,
  * overlaps memory the heap holds, outside the window, no region slot left). Nothing changed then.
+ * The first page or region places the window. While CPU 0 is the only one, what lies outside moves it,
+ * once, if all regions and pages so far lie within four leaves of the map (8 MiB by default).
  * Complexity: O(pages of the region), with interrupts off: a few instructions for each 64 of them,
  * and for each that lies where the map has leaves.
  */
@@ -167,11 +175,12 @@ enum kslab_reason kslab_heap_add_region(struct kslab_heap *heap, void *mem, size
 
 /*
  * kslab_set_page_source - set or replace the callbacks after init (a heap that began on a static
- * region) Pages of the earlier source are given to the new free_pages. Regions are used first. Context:
- * early boot. No call of kslab may be under way that uses the page source; and if what this one gives
- * lies outside the window, its first page moves the window, once: allocate a page before other CPUs and
- * handlers use the heap. Return: KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (one of them is NULL), BUSY.
- * Complexity: O(1), 150.
+ * region)
+ * Pages of the earlier source are given to the new free_pages. Regions are used first.
+ * Context: early boot. No call of kslab may be under way that uses the page source; and if what this
+ * one gives lies outside the window, its first page moves the window (see kslab_add_region): allocate
+ * a page before other CPUs and handlers use the heap.
+ * Return: KSLAB_OK, NOT_INITIALISED, BAD_ARGUMENT (one of them is NULL), BUSY. Complexity: O(1), 150.
  */
 enum kslab_reason kslab_set_page_source(void *(*alloc_pages)(void *, size_t),
 					void (*free_pages)(void *, void *, size_t), void *ctx);
@@ -193,8 +202,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
  * kslab_cpu_online - make this CPU able to allocate from its own pages
  * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
  * Return: KSLAB_OK, on CPU 0 always; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it
- * runs on, online already); NOT_INITIALISED; NO_PAGES, or what else an allocation would say.
- * Complexity: O(1), 5,000.
+ * runs on, online already); NOT_INITIALISED; what an allocation would say. Complexity: O(1), 5,000.
  */
 enum kslab_reason kslab_cpu_online(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
@@ -206,8 +214,8 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
  * Context: thread; on that CPU as its last call, or anywhere once it has stopped. Others go on
  * meanwhile. CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it
  * starts again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online);
- * NOT_INITIALISED; the first time in a heap, which takes a page, NO_PAGES, or what else an allocation
- * would say: then the CPU is online as before. Complexity: O(pages of that CPU), a page at a time with
+ * NOT_INITIALISED; the first time in a heap, which takes a page, what an allocation would say:
+ * then the CPU is online as before. Complexity: O(pages of that CPU), a page at a time with
  * interrupts off (900). Pages whose mail is on its way just then follow when somebody looks for pages,
  * reclaims or quiesces.
  */

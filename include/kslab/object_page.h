@@ -28,7 +28,8 @@ struct kslab_bits {
 	kslab_word avail;
 	/* [o] freed by the owner, or harvested; bits past the last slot are always set (I3) */
 	kslab_word freed;
-	kslab_word remote; /* [a] freed by others, not harvested yet */
+	/* [a] freed by others, not harvested yet; of a page that nobody owns: all ones (I8) */
+	kslab_word remote;
 };
 
 /* Where a page is kept; changed by the owner only. */
@@ -40,6 +41,8 @@ enum kslab_page_state {
 	KSLAB_PAGE_EMPTY,
 	KSLAB_PAGE_LARGE, /* a large block: no slots */
 	KSLAB_PAGE_FENCED, /* found corrupt: never used again, in no list */
+	/* base pages of it are being purged: QUEUED, and in the full list, so that nobody takes it */
+	KSLAB_PAGE_PURGING,
 };
 
 /* A page's mail (I6): who has to tell the owner that remote bits are waiting. */

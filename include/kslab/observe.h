@@ -65,7 +65,8 @@ void kslab_unmark(struct kslab_mark *mark);
  *     .  empty       1 2 3 4  up to so many quarters of the slots are live
  *     #  full        @  allocations come from it
  *
- * Context: as kslab_stats; takes no lock, so it may run in a panic. Ends on broken lists, too.
+ * Context: as kslab_stats; waits for no lock, so it may run in a panic: while it is taken, caches are
+ * left out, and at debug level 2 what is in quarantine counts as live. Ends on broken lists, too.
  * Complexity: O(pages).
  */
 void kslab_print_map(void (*putc)(void *ctx, char c), void *ctx);
@@ -98,7 +99,8 @@ bool kslab_heap_selftest(struct kslab_heap *heap, bool quiet, struct kslab_selft
 /*
  * kslab_selftest_port - find wrong hooks before kslab_init trusts them, and name them
  * @config: as for kslab_init. alloc_pages must not hand out misaligned, overlapping or unusable
- * pages, must give runs that are contiguous, and serve again after free_pages.
+ * pages, nor any outside the window of window_base, must give runs that are contiguous, and serve
+ * again after free_pages.
  * @mem, @bytes: memory that will be a region, or NULL: is it usable, does purge clear exactly what
  * it is given. Its contents are lost.
  * Also: the CPU number (stable between PIN and UNPIN, in range), IRQ_SAVE and IRQ_RESTORE, IN_NMI,

@@ -15,11 +15,13 @@
  *                                 kslab keeps in it what it would look up by the CPU number: one
  *                                 load less a call. Used by the default heap.
  *   KSLAB_PORT_PIN()              keeps the thread on its CPU and unpreempted until UNPIN; with one
- *   KSLAB_PORT_UNPIN()            CPU, too. Empty in a kernel that never preempts kernel code.
+ *   KSLAB_PORT_UNPIN()            CPU, too. Pairs nest, a handler's inside a thread's: a counter, not
+ *                                 a flag. Empty in a kernel that never preempts kernel code.
  *   KSLAB_PORT_IRQ_SAVE()         masks interrupts on this CPU, returns what RESTORE needs
  *   KSLAB_PORT_IRQ_RESTORE(s)     (uintptr_t). Slow paths only, for a bounded time; never round a
- *                                 callback. With one CPU optional: without it an allocation of a
- *                                 handler that has interrupted a slow path may fail with KSLAB_BUSY.
+ *                                 callback. With one CPU optional: without it PIN and UNPIN stand
+ *                                 here, and an allocation of a handler that has interrupted a slow
+ *                                 path may fail with KSLAB_BUSY.
  *   KSLAB_PORT_IN_NMI()           nonzero where a lock may only be tried (an NMI, a machine check).
  *   KSLAB_PORT_RELAX()            a hint inside spin loops.
  *   KSLAB_PORT_NO_ZONE()          optional: a free at debug level 0 has found that this CPU is not
@@ -56,15 +58,32 @@ struct kslab_zone;
 /* What a CPU has that is not online: owns nothing, always busy. */
 extern struct kslab_zone kslab_zone_none;
 
+#if defined(KSLAB_PORT_PIN) != defined(KSLAB_PORT_UNPIN)
+#error "KSLAB_PORT_PIN, KSLAB_PORT_UNPIN: both or none"
+#endif
 #ifndef KSLAB_PORT_PIN
 #define KSLAB_PORT_PIN() ((void)0)
 #define KSLAB_PORT_UNPIN() ((void)0)
 #endif
 
+#if defined(KSLAB_PORT_IRQ_SAVE) != defined(KSLAB_PORT_IRQ_RESTORE)
+#error "KSLAB_PORT_IRQ_SAVE, KSLAB_PORT_IRQ_RESTORE: both or none"
+#endif
 #ifndef KSLAB_PORT_IRQ_SAVE
 #if KSLAB_CFG_CPUS == 1
-#define KSLAB_PORT_IRQ_SAVE() ((uintptr_t)0)
-#define KSLAB_PORT_IRQ_RESTORE(state) ((void)(state))
+/* So that only handlers can find the lock taken: no other thread runs meanwhile. */
+static inline uintptr_t kslab_port_pin_save(void)
+{
+	KSLAB_PORT_PIN();
+	return 0;
+}
+static inline void kslab_port_pin_restore(uintptr_t state)
+{
+	(void)state;
+	KSLAB_PORT_UNPIN();
+}
+#define KSLAB_PORT_IRQ_SAVE() kslab_port_pin_save()
+#define KSLAB_PORT_IRQ_RESTORE(state) kslab_port_pin_restore(state)
 #else
 uintptr_t kslab_port_irq_save(void);
 void kslab_port_irq_restore(uintptr_t state);
@@ -89,6 +108,9 @@ void kslab_port_irq_restore(uintptr_t state);
 #define KSLAB_PORT_NO_ZONE() ((void)0)
 #endif
 
+#if defined(KSLAB_PORT_POISON) != defined(KSLAB_PORT_UNPOISON)
+#error "KSLAB_PORT_POISON, KSLAB_PORT_UNPOISON: both or none"
+#endif
 #ifndef KSLAB_PORT_POISON
 #define KSLAB_PORT_POISON(mem, bytes) ((void)(mem), (void)(bytes))
 #define KSLAB_PORT_UNPOISON(mem, bytes) ((void)(mem), (void)(bytes))

@@ -16,8 +16,8 @@ Everything is read, nothing is called: the program may be in any state. Needs de
 import gdb
 
 READY = 0x6B736C62
-CURRENT, PARTIAL, FULL, EMPTY, LARGE, FENCED = 1, 2, 3, 4, 5, 6
-STATES = ["idle", "current", "partial", "full", "empty", "large block", "fenced"]
+CURRENT, PARTIAL, FULL, EMPTY, LARGE, FENCED, PURGING = 1, 2, 3, 4, 5, 6, 7
+STATES = ["idle", "current", "partial", "full", "empty", "large block", "fenced", "being purged"]
 QUEUED = 2  # enum kslab_mail
 TAG_FULL, TAG_CACHE, TAG_LARGE, TAG_MASK = 1, 2, 8, 63
 CLASS_CACHE = 0xFFFF
@@ -206,8 +206,9 @@ class Heap:
         self.map_value = value["map"]
         self.base = int(self.map_value["base"])
         self.limit = int(self.map_value["limit"])
-        self.nobody, self.released, self.metadata = (
-            int(gdb.parse_and_eval("&kslab_page_" + name)) for name in ("nobody", "released", "metadata")
+        self.nobody, self.released, self.metadata, self.under_way = (
+            int(gdb.parse_and_eval("&kslab_page_" + name))
+            for name in ("nobody", "released", "metadata", "under_way")
         )
         none = gdb.lookup_global_symbol("kslab_zone_none")
         self.zone_none = int(none.value().address) if none else 0
@@ -281,7 +282,7 @@ class Heap:
     def pages(self):
         """Every object page and large block, in the order of kslab_mark."""
         entries = 1 << (self.leaf - self.grain)
-        skip = {self.nobody, self.released, self.metadata}
+        skip = {self.nobody, self.released, self.metadata, self.under_way}
         for base, tops in self.windows():
             unused = None
             for i, biased in enumerate(tops):
@@ -536,7 +537,7 @@ def show_object(heap, page, address):
     write("0x%x: object 0x%x of %s, %d bytes, %s%s"
           % (address, page.data + index * size, of, size, state, inside))
     write("  slot %d of %d in page 0x%x (%d bytes, %s, %d live), %s, descriptor 0x%x"
-          % (index, page.slots, page.data, page.length(), STATES[min(page.state, 6)], page.live(),
+          % (index, page.slots, page.data, page.length(), STATES[min(page.state, 7)], page.live(),
              zone.name(), page.address))
     for word, neighbour in (("before", index - 1), ("behind", index + 1)):
         if 0 <= neighbour < page.slots:
@@ -553,7 +554,8 @@ def cmd_ptr(argument):
     address = int(gdb.parse_and_eval(argument).cast(gdb.lookup_type("void").pointer())) & heap.memory.mask
     found = heap.find(address)
     texts = {heap.nobody: "not memory of this heap", heap.metadata: "metadata of this heap",
-             heap.released: "in a page that has gone back to the page source"}
+             heap.released: "in a page that has gone back to the page source",
+             heap.under_way: "in a page of which nothing was made yet"}
     if found in texts:
         write("0x%x: %s" % (address, texts[found]))
         return
@@ -670,6 +672,10 @@ class Checker:
     def page(self, part, page, state):
         heap = self.heap
         taken = len(page.taken())
+        if (state, page.state) == (FULL, PURGING):
+            state = PURGING  # in the same list
+            if page.mail != QUEUED:
+                self.say("a page that is being purged is not queued", page)
         if page.state != state:
             self.say("state of a page contradicts its list", page)
         if page.sc != part.address:

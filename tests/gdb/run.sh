@@ -154,6 +154,13 @@ for level in 0 1 2; do
 	look "core dump, level $level" $level "$out/core$level.txt"
 done
 
+debug -ex 'break purging_here' -ex run -ex 'kslab ptr purged' -ex 'kslab check' -ex kill "$out/target0" \
+	>"$out/purging.txt" 2>&1
+expect purging "$out/purging.txt" '^0x[0-9a-f]+: object 0x[0-9a-f]+ of class [0-9]+, [0-9]+ bytes, free$'
+expect purging "$out/purging.txt" '^  slot 8 of [0-9]+ in page .*, being purged, 1 live\), cpu 0 level 0'
+expect purging "$out/purging.txt" '^[0-9]+ object pages, [0-9]+ live and [0-9]+ free slots, 0 contradictions$'
+reject purging "$out/purging.txt" 'Error|Traceback|wrong:'
+
 if command -v qemu-system-x86_64 >/dev/null; then
 	make --no-print-directory -s BUILD="$build" TARGET=x86_64 kernel >&2 || echo "FAILED: the kernel does not build"
 	port=$((20000 + $$ % 20000))

@@ -6,12 +6,14 @@
 #include <kslab/kslab.h>
 #include <kslab/observe.h>
 
+#include <string.h>
+
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 static unsigned char region[4 << 20] __attribute__((aligned(4096)));
 
 /* What the script asks for by name. */
-void *small[40], *freed, *large, *freed_large, *leaked[3], *leaked_large, *cached;
+void *small[40], *freed, *large, *freed_large, *leaked[3], *leaked_large, *cached, *purged;
 struct kslab_cache cache;
 struct kslab_mark mark;
 int on_stack_of_nobody;
@@ -29,9 +31,36 @@ __attribute__((noinline)) void stop_here(void)
 	__asm__ volatile("");
 }
 
+__attribute__((noinline)) void purging_here(void)
+{
+	__asm__ volatile("");
+}
+
+static void purge(void *ctx, void *mem, size_t bytes)
+{
+	(void)ctx;
+	memset(mem, 0, bytes);
+	if (mem <= purged && (unsigned char *)purged < (unsigned char *)mem + bytes)
+		purging_here();
+}
+
+/* Level 0: the middle of an object page goes. */
+static void purge_a_page(void)
+{
+	void *object[32];
+
+	for (unsigned i = 0; i < COUNT(object); i++)
+		object[i] = kslab_malloc(1000);
+	purged = object[8];
+	for (unsigned i = 1; i < COUNT(object); i++)
+		kslab_free(object[i]);
+	(void)kslab_reclaim(1000);
+	kslab_free(object[0]);
+}
+
 int main(void)
 {
-	struct kslab_config config = { .debug_level = TARGET_LEVEL };
+	struct kslab_config config = { .debug_level = TARGET_LEVEL, .purge = purge };
 
 	if (kslab_init(&config) != KSLAB_OK || kslab_add_region(region, sizeof(region)) != KSLAB_OK)
 		return 2;
@@ -50,6 +79,7 @@ int main(void)
 	kslab_free(freed);
 	kslab_free(freed_large);
 	stop_here();
+	purge_a_page();
 	kslab_default_heap.boot_zone.owner.empty_run += 3; /* a wild write */
 	stop_here();
 	return 0;

@@ -3,11 +3,11 @@
  * on standard error.
  * Runs: Linux with glibc, any thread, before constructors too; nothing in here may call malloc.
  *
- * Threads. A thread's first allocation, or one of its first frees (FREES_WITHOUT), gives it the lowest
- * free CPU number, and takes that CPU online. At its end a thread-specific destructor takes the CPU offline and frees the number. What
- * other destructors still allocate after that, and what threads beyond the last number allocate,
- * comes from the shared CPU, one thread at a time (shared_lock). Frees need no CPU at all, but are
- * faster with one.
+ * Threads. A thread's first allocation, or one of its first frees (FREES_WITHOUT), gives it the
+ * lowest free CPU number, and takes that CPU online. At its end a thread-specific destructor takes
+ * the CPU offline and frees the number. What other destructors still allocate after that, and what
+ * threads beyond the last number allocate, comes from the shared CPU, one thread at a time
+ * (shared_lock). Frees need no CPU at all, but are faster with one.
  *
  * Fork. Only the forking thread lives on in the child, perhaps while others were inside the heap:
  * what they own (their zones, their numbers) is left alone for ever, and every lock is taken

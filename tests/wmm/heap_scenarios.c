@@ -634,18 +634,37 @@ static void leave_twice(void)
 
 /* ---- double free ----------------------------------------------------------------------------- */
 
-static void cpu0_full_double(void)
+static void expect_double_free_of_0(void)
 {
+	uintptr_t address = (uintptr_t)h.object[0];
 	const struct kslab_page *page;
 
-	cpu0_full();
 	h.expects_double_free = true;
 	/*
-	 * The one that is refused looks what the page is, for the report, while its owner changes
+	 * The wrong one looks where the page is, and what, for the report, while its owner changes
 	 * that.
 	 */
-	page = kslab_page_map_find(&HEAP->map, (uintptr_t)h.object[0]);
+	page = kslab_page_map_find(&HEAP->map, address);
 	wmm_tolerate(&page->sc, sizeof(page->sc));
+	wmm_tolerate(kslab_page_map_quick(&HEAP->map, kslab_page_map_top_index(&HEAP->map, address),
+					  address),
+		     sizeof(page));
+}
+
+static void cpu0_full_double(void)
+{
+	cpu0_full();
+	expect_double_free_of_0();
+}
+
+/* The page can go when object 0 is free; object 1 is on a page of CPU 1, which takes nothing in. */
+static void cpu0_one_double(void)
+{
+	start_heap(64);
+	fill(0, 0, 1);
+	fill(1, 1, 1);
+	limit_sources(0);
+	expect_double_free_of_0();
 }
 
 static void free_0_again(void)
@@ -809,6 +828,8 @@ const struct wmm_scenario scenarios[] = {
 	{ "heap: free, take", "", cpu0_full, { take_4, give_0 }, check_heap, 1, WORLD },
 	{ "heap: free free, take", "", cpu0_full, { take_4, give_0, give_1 }, check_heap, 0, WORLD },
 	{ "heap: double free", "", cpu0_full_double, { reclaim, free_0_first, free_0_again }, check_heap, 0, WORLD },
+	{ "heap: double free, gone", "its page goes back meanwhile", cpu0_one_double, { reclaim, free_0_first, free_0_again }, check_heap, 0, WORLD },
+	{ "heap: double free, quiesce", "what the page's end takes in is not counted before it was", cpu0_one_double, { give_reclaim, free_0_again, give_1_quiesce }, check_heap, 0, WORLD },
 	{ "heap: set aside", "used-up pages change places", cpu0_two_pages, { take_4_5, give_3 }, check_heap, 1, WORLD },
 	{ "heap: reclaim", "", cpu0_full, { give_reclaim, give_1 }, check_heap, 1, WORLD },
 	{ "heap: life again", "a descriptor gets another page elsewhere", cpu0_full_page_more, { reclaim_pass_on, give_1, take_on_new_page }, check_heap, 0, WORLD },
@@ -866,7 +887,8 @@ const struct weakened weakened[] = {
 	{ "heap", "kslab_heap_add_level", "CAS_RELEASE" },
 	{ "reclaim", "kslab_heap_cpu_online", NULL },
 	{ "reclaim", "kslab_heap_cpu_offline", NULL },
-	{ "object_page", "kslab_page_harvest_word", "STORE_RELEASE" },
+	{ "object_page", "count_harvested", "STORE_RELEASE" },
+	{ "object_page", "kslab_page_close", NULL },
 	{ "object_page", "kslab_page_harvest_word", "LOAD_ACQUIRE" },
 	{ "sc_allocator", "kslab_sc_insert", "STORE_RELEASE" },
 	{ "sc_allocator", "kslab_sc_move", "STORE_RELEASE" },

@@ -426,12 +426,95 @@ static void live_again(void)
 	drain(THEIRS);
 }
 
+/* The same without an object; with one. */
+static void lie_in_wait(void)
+{
+	if (!is_handed_over(0))
+		return;
+	world.is_released[0] = 0;
+	make_page(THEIRS, 0, 1);
+}
+
+static void issue_again(void)
+{
+	if (!is_handed_over(0))
+		return;
+	lie_in_wait();
+	take(THEIRS);
+}
+
 /* The late freer of the first life; and a free in the second. */
 static void free_0_twice_rightly(void)
 {
 	free_remote(0, 0);
 	if (is_handed_over(1))
 		free_remote(0, 0);
+}
+
+/* ---- a page whose memory is purged, and which comes back by mail ------------------------------ */
+
+/* Slot 0 is free, slot 1 live; it was full once, and is armed still. */
+static void partial_2(void)
+{
+	full_2();
+	free_local(MINE, 0, 0);
+}
+
+static void set_purging(void)
+{
+	if (kslab_sc_set_purging(&world.owner[MINE], page_of(0)))
+		hand_over(0);
+	else
+		world.was_refused++;
+}
+
+static void set_purging_take(void)
+{
+	set_purging();
+	take_2();
+}
+
+static void set_purging_collect_release(void)
+{
+	set_purging();
+	collect(MINE);
+	release(MINE, 0);
+}
+
+static void set_purging_move(void)
+{
+	set_purging();
+	move(MINE, 0, LIMBO);
+	drain(MINE);
+	move(MINE, 0, LIMBO);
+}
+
+/* The thread that purges is on another CPU by now. */
+static void purge(void)
+{
+	if (!is_handed_over(0))
+		return;
+	use(0, 0);
+	hand_over(1);
+	kslab_page_mail(page_of(0));
+}
+
+static void refused_0(void)
+{
+	wmm_assert(!try_free_remote(0, 0));
+}
+
+static void refused_0_free_1(void)
+{
+	refused_0();
+	free_remote(0, 1);
+}
+
+static void check_purge(void)
+{
+	if (is_handed_over(0) && !is_handed_over(1))
+		kslab_page_mail(page_of(0));
+	check_world();
 }
 
 /* ---- change of owner ------------------------------------------------------------------------- */
@@ -609,7 +692,9 @@ const struct wmm_scenario scenarios[] = {
 	{ "double free, local", "one CPU is the owner", double_2, { try_local_1_collect, try_1 }, check_world, 1, WORLD },
 	{ "double free, local 2", "", double_2, { drain_try_local_1, try_1 }, check_world, 1, WORLD },
 	{ "double free, local 3", "and two others", double_2, { try_local_1, try_1, try_1 }, check_world, 0, WORLD },
-	{ "row 31: release", "the page is released inside a double free", window_1, { try_release_double, try_0, try_0 }, check_world, 0, WORLD },
+	{ "double free, release", "the page is released inside a double free", double_1, { try_release_double, try_0, try_0 }, check_world, 0, WORLD },
+	{ "double free, next life", "its descriptor is used again", double_1, { collect_release, try_0, try_0, lie_in_wait }, check_world, 0, WORLD },
+	{ "row 31: next life", "its slot there is issued", window_1, { collect_release, try_0, try_0, issue_again }, check_world, 0, WORLD },
 	{ "free twice, drain", "one after the other: refused at the call", double_2, { drain_collect, free_1_again }, check_world, 1, WORLD },
 	{ "free twice, issue", "", double_2, { free_local_take_1, free_1_again }, check_world, 1, WORLD },
 	{ "free twice, retire", "", double_2, { free_local_take_collect, free_1_again }, check_world, 1, WORLD },
@@ -618,6 +703,9 @@ const struct wmm_scenario scenarios[] = {
 	{ "release", "page released, descriptor lives again elsewhere", full_1, { collect_release, free_0_twice_rightly, live_again }, check_world, 1, WORLD },
 	{ "release, QUEUED", "not while it is QUEUED", full_2, { free_local_collect_release, free_1 }, check_world, 1, WORLD },
 	{ "release, two freers", "", full_2, { collect_release, free_0, free_1 }, check_world, 0, WORLD },
+	{ "purge", "the page comes back by mail, while the rest of it is freed", partial_2, { set_purging_take, free_1, purge }, check_purge, 1, WORLD },
+	{ "purge, double free", "of a slot that is being purged", partial_2, { set_purging_collect_release, refused_0_free_1, purge }, check_purge, 1, WORLD },
+	{ "purge, move", "it does not change hands meanwhile", partial_2, { set_purging_move, free_1, purge }, check_purge, 1, WORLD },
 	{ "move", "to another owner and on to a third", full_1, { move_out, free_0, adopt }, check_world, 1, WORLD },
 	{ "move, two freers", "", full_2, { move_out, free_0, free_1 }, check_world, 0, WORLD },
 	{ "move, adopt, take", "", full_2, { move_partial_out, free_1, adopt_take_2 }, check_world, 0, WORLD },
@@ -639,7 +727,9 @@ const struct weakened weakened[] = {
 };
 
 const struct not_needed not_needed[] = {
-	{ "kslab_page_harvest_word", "STORE_RELEASE", WMM_RELAXED,
+	{ "count_harvested", "STORE_RELEASE", WMM_RELAXED,
+	  "for quiesce: caught at the heap's level" },
+	{ "kslab_page_close", "EXCHANGE_ACQUIRE", WMM_RELAXED,
 	  "for quiesce: caught at the heap's level" },
 	{ "kslab_sc_insert", "STORE_RELEASE", WMM_RELAXED,
 	  "for the end of a cache: caught at the heap's level" },

@@ -40,6 +40,7 @@ struct world {
 		uint8_t refused[WMM_THREADS + 1]; /* frees that were refused */
 	} known[PAGES][SLOTS];
 	uint8_t is_released[PAGES];
+	uint8_t remote_frees[WMM_THREADS + 1]; /* that were accepted */
 	uint8_t has_double_free; /* the scenario frees something twice: counts are judged by it */
 	uint8_t has_window; /* ... and may issue it in between: row 31 */
 	uint8_t was_refused; /* a page could not be released or moved: it was QUEUED */
