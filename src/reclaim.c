@@ -703,10 +703,11 @@ size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages)
 
 	if (heap->state != KSLAB_HEAP_READY)
 		return 0;
-	kslab_large_release_deferred(heap, KSLAB_ALL);
+	released = kslab_large_release_deferred(heap, KSLAB_ALL);
 	if (heap->debug_level >= 2)
 		kslab_debug_flush(heap);
-	released = reclaim_here(heap, pages, true);
+	if (released < pages)
+		released += reclaim_here(heap, pages - released, true);
 	if (released < pages)
 		released += reclaim_gone(heap, pages - released, true);
 	if (released < pages)
@@ -823,6 +824,7 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu)
 		for (struct kslab_page *page; (page = kslab_zone_take_spare(z)) != NULL;
 		     spare = page)
 			page->mail_next = spare;
+		z->owner.reserve_run = 0;
 	}
 	heap->cpus_online--;
 	linger(heap, zone, held);
@@ -1004,6 +1006,7 @@ bool kslab_heap_reserve_request(struct kslab_heap *heap, const struct kslab_requ
 		if (zone != counted)
 			slots = free_slots(sc, count);
 		counted = zone;
+		sc->is_reserved = true;
 		pages_so_far = sc->pages;
 		kslab_heap_leave(heap, zone, request->caller);
 		if (slots >= count)

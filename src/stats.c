@@ -127,6 +127,7 @@ static void sum_stats(struct kslab_heap *heap, bool has_caches, struct kslab_sta
 		out->empty_pages += one.empty_pages;
 	}
 	kslab_heap_each_zone(heap, sum_counters, out);
+	out->remote_frees += KSLAB_LOAD_RELAXED(&heap->zoneless_frees);
 	for (unsigned i = 0; i < KSLAB_REASON_COUNT; i++)
 		out->failed[i] = KSLAB_LOAD_RELAXED(&heap->tally.failed[i]);
 	out->cpus_online = heap->cpus_online;

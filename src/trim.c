@@ -36,20 +36,44 @@ struct kslab_page *kslab_zone_take_empty_of(struct kslab_heap *heap, struct ksla
 	return page;
 }
 
+/* Other classes' empty pages go before its own. */
+static bool is_kept(const struct kslab_owner *owner, const struct kslab_sc *sc)
+{
+	return owner->reserve_run != 0 && sc->is_reserved;
+}
+
+/* There are no others: of the class that has got one last, or of any. */
+static struct kslab_page *take_kept(struct kslab_heap *heap, struct kslab_zone *zone, size_t looks)
+{
+	struct kslab_sc *sc = zone->owner.emptied;
+	struct kslab_page *page = NULL;
+
+	if (sc != NULL)
+		page = kslab_zone_take_empty_of(heap, zone, sc);
+	for (sc = NULL; page == NULL && looks != 0; looks--) {
+		sc = kslab_zone_next_sc(zone, sc);
+		if (sc == NULL)
+			break;
+		page = kslab_zone_take_empty_of(heap, zone, sc);
+	}
+	return page;
+}
+
 struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_zone *zone,
 					 size_t looks)
 {
 	struct kslab_owner *owner = &zone->owner;
 	struct kslab_sc *sc = owner->looked;
 	struct kslab_page *page = NULL;
+	size_t left = looks;
 
 	if (owner->empty_run == 0)
 		return NULL;
 	if (sc == NULL)
 		sc = kslab_zone_next_sc(zone, NULL);
-	for (unsigned rounds = 0; rounds < 2; looks--) {
-		if (looks == 0 || (sc->empty.head != NULL &&
-				   (page = kslab_zone_take_empty_of(heap, zone, sc)) != NULL)) {
+	for (unsigned rounds = 0; rounds < 2; left--) {
+		if (left == 0 || (sc->empty.head != NULL && !is_kept(owner, sc) &&
+				  (page = kslab_zone_take_empty_of(heap, zone, sc)) != NULL)) {
 			owner->looked = sc;
 			break;
 		}
@@ -59,7 +83,7 @@ struct kslab_page *kslab_zone_take_empty(struct kslab_heap *heap, struct kslab_z
 			rounds++;
 		}
 	}
-	return page;
+	return page == NULL && owner->reserve_run != 0 ? take_kept(heap, zone, looks) : page;
 }
 
 /* Find all empty pages of an entered zone: mail, remote frees on partial pages, current pages. */
@@ -188,7 +212,7 @@ static struct kslab_page *take_surplus(struct kslab_heap *heap, struct kslab_zon
 	 * The last one from the class that had a page become empty: as much goes as came, however
 	 * short the pages of the other classes are.
 	 */
-	if (trimming->pages == 1 && owner->emptied != NULL)
+	if (trimming->pages == 1 && owner->emptied != NULL && !is_kept(owner, owner->emptied))
 		page = kslab_zone_take_empty_of(heap, zone, owner->emptied);
 	if (page == NULL)
 		page = kslab_zone_take_empty(heap, zone, trimming->looks);

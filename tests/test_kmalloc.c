@@ -1128,6 +1128,40 @@ static void test_after_a_reserve_allocations_need_no_page_source(void **state)
 	}
 }
 
+/* Pages of other classes become empty and go, also those that lay there before the reserve. */
+static void test_what_was_reserved_stays_while_others_go(void **state)
+{
+	const size_t retained[] = { KSLAB_RETAIN_NONE, 8 * 4096, 16 * 4096 };
+	static void *objects[400], *others[200];
+
+	(void)state;
+	for (size_t r = 0; r < TESTING_COUNT(retained); r++) {
+		const struct kslab_config config = { .max_page_bytes = 4096,
+						     .retain_bytes = retained[r] };
+		size_t calls;
+
+		testing_begin(&t, &config);
+		for (size_t i = 0; i < 20; i++)
+			assert_non_null(objects[i] = kslab_heap_malloc(&t.heap, 1024));
+		kslab_heap_free_bulk(&t.heap, 20, objects);
+		assert_true(kslab_heap_reserve(&t.heap, 1024, 400));
+		for (size_t round = 0; round < 10; round++) {
+			for (size_t i = 0; i < TESTING_COUNT(others); i++)
+				assert_non_null(others[i] = kslab_heap_malloc(&t.heap, 2048));
+			kslab_heap_free_bulk(&t.heap, TESTING_COUNT(others), others);
+			testing_step(&t);
+		}
+		kslab_heap_idle(&t.heap);
+		calls = t.source.alloc_calls;
+		fake_source_fail_from(&t.source, 1);
+		for (size_t i = 0; i < TESTING_COUNT(objects); i++)
+			assert_non_null(objects[i] = kslab_heap_malloc(&t.heap, 1024));
+		assert_int_equal(t.source.alloc_calls, calls);
+		kslab_heap_free_bulk(&t.heap, TESTING_COUNT(objects), objects);
+		testing_end(&t);
+	}
+}
+
 static void test_a_reserve_beyond_memory_is_refused_with_a_reason(void **state)
 {
 	(void)state;
@@ -1508,6 +1542,7 @@ int main(void)
 		cmocka_unit_test(test_free_bulk_frees_the_good_ones_around_a_bad_one),
 		cmocka_unit_test(test_free_bulk_judges_each_pointer_as_free_does),
 		cmocka_unit_test(test_after_a_reserve_allocations_need_no_page_source),
+		cmocka_unit_test(test_what_was_reserved_stays_while_others_go),
 		cmocka_unit_test(test_a_reserve_beyond_memory_is_refused_with_a_reason),
 		cmocka_unit_test(test_nowait_does_not_call_the_source),
 		cmocka_unit_test(test_nowait_does_not_give_pages_to_the_source),

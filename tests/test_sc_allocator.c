@@ -705,8 +705,8 @@ static void test_the_checker_finds_every_damage(void **state)
 	list[3] = sc.core.page;
 #define DAMAGE(field, value)                                                                       \
 	do {                                                                                       \
-		__typeof__(field) kept = (field);                                                  \
-		(field) = (__typeof__(field))(value);                                              \
+		__typeof__((field) + 0) kept = (field); /* + 0: it may be a bit-field */           \
+		(field) = (__typeof__(kept))(value);                                               \
 		if (kslab_sc_check(&sc))                                                           \
 			fail_msg("%s = %s is not seen", #field, #value);                           \
 		(field) = kept;                                                                    \

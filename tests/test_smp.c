@@ -1057,6 +1057,80 @@ static void quiesce_never_counts_a_free_that_is_under_way_against_one_that_is_pe
 	assert_true(good);
 }
 
+/* ---- what the contracts of CPUs and of reclaim say ------------------------------------------- */
+
+static void a_cpu_that_finds_no_memory_to_go_stays(void **state)
+{
+	unsigned char *p, *q;
+
+	(void)state;
+	begin_with(&single_frames, 4096, true);
+	all_online(2);
+	p = get_on(1, 1024);
+	fake_source_fail_from(&t.source, 1);
+	assert_int_equal(kslab_heap_cpu_offline(&t.heap, 1), KSLAB_NO_PAGES);
+	must_pass();
+	q = get_on(1, 1024); /* from the page that it has */
+	put_on(1, q);
+	t.source.fail_from = 0;
+	assert_int_equal(kslab_heap_cpu_offline(&t.heap, 1), KSLAB_OK);
+	put_on(0, p);
+	end_with_faults(0);
+}
+
+static void what_a_cpu_has_reserved_is_not_kept_when_it_is_back(void **state)
+{
+	unsigned char *p[256];
+
+	(void)state;
+	begin_with(&nothing_kept, 4096, true);
+	all_online(2);
+	fake_cpu = 1;
+	assert_true(kslab_heap_reserve(&t.heap, 1024, TESTING_COUNT(p)));
+	assert_int_equal(kslab_heap_cpu_offline(&t.heap, 1), KSLAB_OK);
+	(void)kslab_heap_reclaim(&t.heap, object_pages()); /* and no more: nobody else is asked */
+	assert_true(object_pages() == 0);
+	online_here(1);
+	for (unsigned i = 0; i < TESTING_COUNT(p); i++)
+		assert_non_null(p[i] = kslab_heap_malloc(&t.heap, 1024));
+	for (unsigned i = 0; i < TESTING_COUNT(p); i++)
+		kslab_heap_free(&t.heap, p[i]);
+	fake_cpu = 0;
+	idle_on(1);
+	assert_true(object_pages() <= 1);
+	end_with_faults(0);
+}
+
+static void frees_of_a_cpu_that_is_not_online_are_counted(void **state)
+{
+	struct kslab_stats stats;
+	unsigned char *p;
+
+	(void)state;
+	begin_with(&single_frames, 4096, true);
+	p = get_on(0, 1024);
+	put_on(1, p);
+	kslab_heap_idle(&t.heap);
+	kslab_heap_stats(&t.heap, &stats);
+	assert_true(stats.harvested == 1 && stats.remote_frees == 1);
+	end_with_faults(0);
+}
+
+static void reclaim_counts_the_blocks_that_were_freed_in_an_nmi(void **state)
+{
+	void *block;
+
+	(void)state;
+	begin_with(&nothing_kept, 4096, true);
+	assert_non_null(block = kslab_heap_malloc(&t.heap, 10 * PAGE));
+	fake_nmi = 1;
+	kslab_heap_free(&t.heap, block);
+	fake_nmi = 0;
+	assert_true(kslab_heap_reclaim(&t.heap, 10) == 10);
+	must_pass();
+	end_with_faults(0);
+}
+
 /* ---- faults and observers while others work -------------------------------------------------- */
 
 static void do_wrong(struct worker *worker)
@@ -1590,6 +1664,10 @@ int main(void)
 		TEST(of_two_frees_at_once_exactly_one_is_refused_in_every_interleaving),
 		TEST(quiesce_never_counts_a_free_that_is_under_way_against_one_that_is_pending),
 		TEST(of_three_frees_at_once_two_are_refused),
+		TEST(a_cpu_that_finds_no_memory_to_go_stays),
+		TEST(what_a_cpu_has_reserved_is_not_kept_when_it_is_back),
+		TEST(frees_of_a_cpu_that_is_not_online_are_counted),
+		TEST(reclaim_counts_the_blocks_that_were_freed_in_an_nmi),
 		TEST(what_one_cpu_allocates_another_frees),
 		TEST(a_cpu_that_only_frees_starves_nobody),
 		TEST(two_cpus_mix_everything),

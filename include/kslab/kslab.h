@@ -10,8 +10,9 @@
  *
  * Progress. Objects freed by other CPUs become usable for their owner's allocations at the owner's
  * next slow path in that class, at its kslab_idle, kslab_reclaim or kslab_quiesce. Memory of an
- * idle CPU stays with it until it calls one of these; it is at most the retention plus its partly
- * used pages. What a CPU that is offline has left goes back at anybody's kslab_reclaim, or allocation
+ * idle CPU stays with it until it calls one of these; at each nesting level that was used it is at
+ * most the retention, of empty pages and again of blocks, what was reserved, and partly used pages.
+ * What a CPU that is offline has left goes back at anybody's kslab_reclaim, or allocation
  * whose page source has failed.
  *
  * No call is longer because the heap is larger, unless its Complexity says so: what waits is done a
@@ -84,7 +85,10 @@ struct kslab_config {
 	size_t min_align;
 	/* objects above a page are aligned like the others: less waste between 4 and 16 KiB */
 	bool packs;
-	/* empty object pages a CPU keeps, and as much again in blocks; 0: 512 KiB; KSLAB_RETAIN_NONE */
+	/*
+	 * empty object pages a CPU keeps at each nesting level, and as much again in blocks; 0: 512
+	 * KiB; KSLAB_RETAIN_NONE
+	 */
 	size_t retain_bytes;
 	size_t max_pages; /* quota of base pages; 0: none */
 	/*
@@ -197,7 +201,7 @@ enum kslab_reason kslab_heap_fini(struct kslab_heap *heap);
 /*
  * kslab_cpu_online - make this CPU able to allocate from its own pages
  * Context: on that CPU, thread. Until then a CPU MUST NOT allocate; it may free.
- * Return: KSLAB_OK, for CPU 0 always; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it
+ * Return: KSLAB_OK, on CPU 0 always; BAD_ARGUMENT after fault BAD_CPU (out of range, not the CPU it
  * runs on, online already); NOT_INITIALISED; what an allocation would say. Complexity: O(1), 5,000.
  */
 enum kslab_reason kslab_cpu_online(unsigned cpu);
@@ -207,12 +211,13 @@ enum kslab_reason kslab_heap_cpu_online(struct kslab_heap *heap, unsigned cpu);
  * kslab_cpu_offline - hand the pages of a CPU to the others
  * Those with free slots are taken over by who needs a page of that size class or object cache, empty
  * ones go back when memory is asked for.
- * Context: on that CPU as its last call, or anywhere once it has stopped. Others go on meanwhile.
- * CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it starts
- * again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online);
- * NOT_INITIALISED; the first call needs metadata: what an allocation would say, the CPU is online then.
- * Complexity: O(pages of that CPU), a page at a time with interrupts off (900). Pages whose
- * mail is on its way just then follow when somebody looks for pages, reclaims or quiesces.
+ * Context: thread; on that CPU as its last call, or anywhere once it has stopped. Others go on
+ * meanwhile. CPU 0 stays. KSLAB_PORT_ZONE of a CPU that had stopped MUST be &kslab_zone_none when it
+ * starts again. Return: KSLAB_OK; BAD_ARGUMENT after fault BAD_CPU (CPU 0, out of range, not online);
+ * NOT_INITIALISED; the first time in a heap, which takes a page, what an allocation would say:
+ * then the CPU is online as before. Complexity: O(pages of that CPU), a page at a time with
+ * interrupts off (900). Pages whose mail is on its way just then follow when somebody looks for pages,
+ * reclaims or quiesces.
  */
 enum kslab_reason kslab_cpu_offline(unsigned cpu);
 enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
@@ -335,21 +340,25 @@ enum kslab_reason kslab_heap_last_error(struct kslab_heap *heap);
 /*
  * kslab_reserve - make sure that `count` allocations of n bytes on this CPU need no page source
  * Return: true if so; else KSLAB_TOO_LARGE above the size classes, or what an allocation would say.
- * Holds at the caller's nesting level: what interrupts a call of kslab has pages of its own. The pages
- * are kept on top of the retention until kslab_reclaim, or a retention of 0, takes them.
+ * Holds at the caller's nesting level: what interrupts a call of kslab has pages of its own. Pages that
+ * are made are kept on top of the retention, and empty pages of other classes go before those of this
+ * one, until kslab_reclaim, an allocation whose page source has failed, a lower retention or the CPU's
+ * end takes them.
  * Complexity: O(count), and O(pages of the class) where its pages that were not looked at lately are used up.
  */
 bool kslab_reserve(size_t n, size_t count);
 bool kslab_heap_reserve(struct kslab_heap *heap, size_t n, size_t count);
 
 /*
- * kslab_reclaim - give back up to `pages` base pages that hold no live object
- * Takes from this CPU now, and of what CPUs that are offline have left, caches included; asks the
- * other CPUs, which serve it at their next slow paths, a few pages each, or at kslab_idle. With a purge
- * callback, and if that was not enough, base pages of regions are purged inside object pages, too,
- * where they hold no live object. Return: base pages given back by this call, purged ones not counted;
- * in an NMI nothing is purged, and what was found goes back with the next pages outside. Complexity:
- * O(pages of this CPU, and of CPUs that are gone).
+ * kslab_reclaim - give back `pages` base pages that hold no live object, or what there is
+ * The last object page or block may be longer than what was left to give. Takes from this CPU now, and
+ * of what CPUs that are offline have left, caches included. If that was not enough it asks the other
+ * CPUs, which serve it at their next slow paths, a few pages each, or at kslab_idle; and with a purge
+ * callback base pages of regions are purged inside object pages, too, where they hold no live object.
+ * With one, all free memory of regions is purged in any case. Return: base pages given back by this
+ * call, purged ones not counted, nor those that go by the retention; in an NMI nothing is purged, and
+ * what was found goes back with the next pages outside. Complexity: O(pages of this CPU, and of CPUs
+ * that are gone), and of what is purged.
  */
 size_t kslab_reclaim(size_t pages);
 size_t kslab_heap_reclaim(struct kslab_heap *heap, size_t pages);
@@ -364,14 +373,15 @@ void kslab_heap_idle(struct kslab_heap *heap);
 /*
  * kslab_quiesce - take in every remote free on pages of this CPU
  * Return: true if nothing is pending on any CPU (others that are busy or hold mail: false; let them
- * idle). Complexity: O(pages of this CPU, and of CPUs that are gone).
+ * idle). Complexity: O(zones, pages of this CPU, and of CPUs that are gone).
  */
 bool kslab_quiesce(void);
 bool kslab_heap_quiesce(struct kslab_heap *heap);
 
 /*
- * Bytes of empty object pages each CPU keeps from now on, and of spare blocks. What is above goes at the
- * next slow paths of each, or its kslab_idle; with 0 all that lies idle, as by kslab_reclaim.
+ * Bytes of empty object pages each CPU keeps from now on at each nesting level, and of spare blocks. What
+ * is above goes at the next slow paths of each, or its kslab_idle; with less than a page, or
+ * KSLAB_RETAIN_NONE, all that lies idle, as by kslab_reclaim.
  * Complexity: O(1), 50.
  */
 void kslab_set_retention(size_t bytes);

@@ -148,7 +148,9 @@ struct kslab_sc {
 	struct kslab_page *page; /* current page or NULL */
 	struct kslab_page_list partial, full, empty;
 	uint32_t pages; /* object pages of this class, all states */
-	uint32_t empty_pages; /* thereof on the empty list */
+	uint32_t empty_pages : 31; /* thereof on the empty list */
+	uint32_t
+		is_reserved : 1; /* kslab_reserve: while reserve_run lasts, those of others go first */
 };
 
 #define KSLAB_CLASS_CACHE 0xffu
@@ -159,7 +161,7 @@ extern const kslab_word kslab_zero_word;
 #define KSLAB_SC_CORE_INIT(size_, cls_)                                                            \
 	{                                                                                          \
 		(kslab_word *)&kslab_zero_word, 0, (size_), (cls_), 0, 0, NULL, { NULL },          \
-			{ NULL }, { NULL }, 0, 0                                                   \
+			{ NULL }, { NULL }, 0, 0, 0                                                \
 	}
 
 #endif

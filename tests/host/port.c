@@ -382,13 +382,15 @@ static bool arrive(void)
 void kslab_host_leave(void)
 {
 	unsigned number = kslab_host_cpu;
+	bool is_free;
 
 	if (number >= NUMBERS)
 		return;
-	if (number)
-		kslab_cpu_offline(number);
+	/* If memory is out the first one may have to stay, and its number with it. */
+	is_free = number == 0 || kslab_cpu_offline(number) == KSLAB_OK;
 	play_cpu(KSLAB_HOST_NO_CPU);
-	number_give(number);
+	if (is_free)
+		number_give(number);
 }
 
 static void thread_ends(void *unused)

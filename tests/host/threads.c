@@ -21,6 +21,7 @@
 
 /* Present when kslab is. */
 void kslab_stats(struct kslab_stats *out) __attribute__((weak));
+enum kslab_reason kslab_inject(const struct kslab_inject *rule) __attribute__((weak));
 
 #define SHARED 512u /* places through which threads pass objects */
 
@@ -192,6 +193,32 @@ static unsigned cpus_online(void)
 	return stats.cpus_online;
 }
 
+static void *comes_and_goes(void *arg)
+{
+	const struct kslab_inject no_memory = { .where = KSLAB_INJECT_PAGES, .fail_every = 1 };
+	void *p = malloc(64);
+
+	if (!p)
+		die("out of memory");
+	free(p);
+	if (arg)
+		kslab_inject(&no_memory);
+	return NULL;
+}
+
+/* What the first thread that ends needs for that is not to be had. Nobody gets its number then. */
+static void test_end_without_memory(void)
+{
+	pthread_t thread;
+
+	for (unsigned i = 0; kslab_inject && i < 2; i++) {
+		if (pthread_create(&thread, NULL, comes_and_goes, i == 0 ? &thread : NULL))
+			die("no thread");
+		pthread_join(thread, NULL);
+		kslab_inject(NULL);
+	}
+}
+
 static void *only_frees(void *arg)
 {
 	void **objects = arg;
@@ -267,6 +294,7 @@ int main(int argc, char **argv)
 {
 	seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
 	pthread_key_create(&late_key, late);
+	test_end_without_memory();
 	test_only_frees();
 	test_together(8, 1, long_life);
 	test_together(8, 100, short_life);
