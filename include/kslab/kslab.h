@@ -235,10 +235,10 @@ enum kslab_reason kslab_heap_cpu_offline(struct kslab_heap *heap, unsigned cpu);
  * to a base page; to a base page above. It does not cross a page boundary if n is at most a page
  * and a power of two. Context: any. Complexity: O(1), about 20 instructions; when the cached word
  * is used up O(words of a page), or the page source: at most 1,500 from pages that are there, 10,000
- * with mail, 6,000 if a page is made (8,000 from a source whose pages lie so far apart that each
- * needs a leaf of the map, 80,000 in the first call of all), 30,000 if everything comes together. If
- * the page source fails, O(pages of this CPU, and of CPUs that are gone) before the call does; large
- * blocks O(their pages).
+ * with mail, 6,000 if a page is made (6,500 of emergency pages, 8,000 from a source whose pages lie so
+ * far apart that each needs a leaf of the map, 80,000 in the first call of all), 30,000 if everything
+ * comes together. If the page source fails, O(pages of this CPU, and of CPUs that are gone) before the
+ * call does; large blocks O(their pages).
  * Return: NULL on failure, reason in kslab_last_error(). Above KSLAB_CLASS_MAX_BYTES: a page run.
  */
 void *kslab_malloc(size_t n);
