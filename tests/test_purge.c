@@ -102,6 +102,14 @@ static void keep_one_in_fifty(void)
 			drop(&object[i]);
 }
 
+/* Everything that can go, with something done in each purge. */
+static void reclaim_with(void (*callback)(unsigned char *mem, size_t bytes))
+{
+	on_purge = callback;
+	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
+	on_purge = NULL;
+}
+
 static void end(size_t faults)
 {
 	for (size_t i = 0; i < objects; i++) {
@@ -216,9 +224,7 @@ static void test_the_cpu_may_change_and_the_callback_may_call(void **state)
 		if (i % 12 != 0) /* no page is empty */
 			drop(&object[i]);
 	victim = object;
-	on_purge = move_and_work;
-	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
-	on_purge = NULL;
+	reclaim_with(move_and_work);
 	/* It goes on with the pages of the CPU that it finds itself on. */
 	assert_true(purged_pages > 0);
 	fake_cpu = 0;
@@ -306,9 +312,7 @@ static void test_a_double_free_meanwhile_is_refused_at_once(void **state)
 	(void)state;
 	begin(0);
 	scatter(300);
-	on_purge = free_all_again;
-	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
-	on_purge = NULL;
+	reclaim_with(free_all_again);
 	assert_true(purges > 3 && expected_faults > 20);
 	check(expected_faults);
 	end(expected_faults);
@@ -360,18 +364,22 @@ static void free_the_others(unsigned char *mem, size_t bytes)
 	check(0);
 }
 
-static void test_a_page_that_becomes_empty_meanwhile_is_not_lost(void **state)
+/* What was scattered is purged, and each callback does something else besides: nothing is lost. */
+static void purge_scattered_with(size_t count, void (*callback)(unsigned char *mem, size_t bytes))
 {
-	(void)state;
 	begin(0);
-	scatter(300);
-	on_purge = free_the_others;
-	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
-	on_purge = NULL;
+	scatter(count);
+	reclaim_with(callback);
 	assert_true(purges > 3);
 	check(0);
 	assert_nothing_is_lost();
 	end(0);
+}
+
+static void test_a_page_that_becomes_empty_meanwhile_is_not_lost(void **state)
+{
+	(void)state;
+	purge_scattered_with(300, free_the_others);
 }
 
 /* The CPU goes, or goes and comes, while a page of it is being purged by a thread that has moved. */
@@ -416,9 +424,7 @@ static void test_the_cpu_may_go_meanwhile(void **state)
 		begin(0);
 		fake_cpu = 1;
 		scatter(300);
-		on_purge = go_away;
-		(void)kslab_heap_reclaim(&heap, SIZE_MAX);
-		on_purge = NULL;
+		reclaim_with(go_away);
 		assert_int_equal(fake_cpu, i);
 		fake_cpu = 0;
 		check(0);
@@ -461,15 +467,7 @@ static void reclaim_again(unsigned char *mem, size_t bytes)
 static void test_reclaim_in_the_callback_purges_other_pages(void **state)
 {
 	(void)state;
-	begin(0);
-	scatter(100);
-	on_purge = reclaim_again;
-	(void)kslab_heap_reclaim(&heap, SIZE_MAX);
-	on_purge = NULL;
-	assert_true(purges > 3);
-	check(0);
-	assert_nothing_is_lost();
-	end(0);
+	purge_scattered_with(100, reclaim_again);
 }
 
 /* Free memory holds its poison there: it is looked at later. */

@@ -149,8 +149,8 @@ struct kslab_sc {
 	struct kslab_page_list partial, full, empty;
 	uint32_t pages; /* object pages of this class, all states */
 	uint32_t empty_pages : 31; /* thereof on the empty list */
-	uint32_t
-		is_reserved : 1; /* kslab_reserve: while reserve_run lasts, those of others go first */
+	/* by kslab_reserve: while reserve_run lasts, empty pages of other classes go first */
+	uint32_t is_reserved : 1;
 };
 
 #define KSLAB_CLASS_CACHE 0xffu
